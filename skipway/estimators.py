@@ -5,28 +5,48 @@ validation split, and no folder is written. Missing values are supported. Text, 
 a DataFrame are encoded as in a table file.
 """
 
-from typing import Any, Self
+import warnings
+from dataclasses import replace
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_random_state
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from skipway.data.sample_weights import loss_weights
 from skipway.data.sources.read_table import frame_table
 from skipway.data.sources.table import Table
-from skipway.data.tables.columns import fit_column, infer_kind
+from skipway.data.tables.columns import fit_column
+from skipway.data.tables.estimator_inputs import (
+    dense_matrix,
+    has_numbers_only,
+    infer_frame_kind,
+    is_frame,
+    to_pandas,
+    with_plain_cells,
+)
+from skipway.data.tables.estimator_targets import column_names, has_columns, read_target
 from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, printable
 from skipway.model_factory import create_model
 from skipway.models.network import Network
 from skipway.models.network_outputs import require_finite
-from skipway.runs.defaults import TABLE_NETWORK, settings_for, table_batch_size, table_epochs
+from skipway.runs.defaults import (
+    TABLE_NETWORK,
+    positive_weights_for,
+    settings_for,
+    table_batch_size,
+    table_epochs,
+)
 from skipway.runs.recipe import Recipe
 from skipway.training.loop import fit as train_network
 from skipway.training.losses import task_of
+from skipway.training.lr_finder import range_test
 from skipway.training.trainer import Trainer, preserve_global_state
 from skipway.utils.console import Console
 from skipway.utils.stop_signals import StopFlag
@@ -47,7 +67,7 @@ class _SkipEstimator(BaseEstimator):
         dropout: float = TABLE_NETWORK["dropout"],
         epochs: int | None = None,
         batch_size: int | None = None,
-        lr: float | None = None,
+        lr: float | Literal["auto"] | None = None,
         weight_decay: float | None = None,
         random_state: Any = None,
     ):
@@ -63,22 +83,33 @@ class _SkipEstimator(BaseEstimator):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
+        tags.input_tags.sparse = True
         tags.non_deterministic = self.random_state is None
         return tags
 
-    def _fit(self, spec: TableSpec, table: Table, y: np.ndarray) -> Self:
-        """Train a network on all rows of `table`; y: class indices (N,), labels or standardized numbers (N, K)."""
+    def _fit(
+        self,
+        spec: TableSpec,
+        table: Table,
+        y: np.ndarray,
+        weights: np.ndarray | None,
+        label_weights: tuple[float, ...] | None = None,
+    ) -> Self:
+        """Train a network on all rows of `table`.
+
+        Args:
+            spec: encoders of the columns.
+            table: N rows.
+            y: class indices (N,), labels or standardized numbers (N, K).
+            weights: (N,) weights of the rows, or None.
+            label_weights: (K,) factors of the loss of rows with each label, or None.
+        """
+        recipe = self._recipe()
         x, count = spec.encode_strict(table).x, len(table)
-        seed = int(check_random_state(self.random_state).randint(2**31))
-        batch_size = self.batch_size or table_batch_size(count)
-        recipe = Recipe(
-            epochs=self.epochs or table_epochs(count, batch_size),
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            seed=seed,
-            precision="fp32",
-            device="cpu",
-        )
+        batch_size = recipe.batch_size or table_batch_size(count)
+        if self.epochs is None:
+            recipe = replace(recipe, epochs=table_epochs(count, batch_size))
+        seed, rows = recipe.seed, np.arange(count)
         with preserve_global_state():
             torch.set_num_threads(1)  # a second thread slows layers this small down
             torch.manual_seed(seed)
@@ -93,12 +124,14 @@ class _SkipEstimator(BaseEstimator):
             )
             network.spec = spec
             settings = settings_for(recipe, network.plan, batch_size, is_table=True)
-            task = task_of(spec, settings.label_smoothing, samples="rows")
+            task = task_of(spec, settings.label_smoothing, label_weights, samples="rows")
             trainer = Trainer(network, settings, table.row_name, task)
-            rows = np.arange(count)
+            batches = RowBatches(x, y, rows, batch_size, seed=seed, weights=loss_weights(weights, rows))
+            if self.lr == "auto":
+                trainer.settings = replace(settings, lr=range_test(trainer, batches).suggestion)
             train_network(
                 trainer,
-                RowBatches(x, y, rows, batch_size, seed=seed),
+                batches,
                 RowBatches(x, y, rows[:_NUM_EVALUATED], _BATCH_SIZE),
                 None,
                 on_epoch=lambda state, weights: None,
@@ -112,29 +145,61 @@ class _SkipEstimator(BaseEstimator):
         self.n_iter_ = trainer.state.epoch
         return self
 
+    def _recipe(self) -> Recipe:
+        """Return the options of the training, which the recipe checks; open epochs have its default."""
+        values = {name: _plain(getattr(self, name)) for name in ("epochs", "batch_size", "lr", "weight_decay")}
+        options = {name: value for name, value in values.items() if value is not None}
+        seed = int(check_random_state(self.random_state).randint(2**31))
+        return Recipe(**options, seed=seed, precision="fp32", device="cpu")
+
     def _table(self, X: Any, reset: bool) -> Table:
         """Convert X, a DataFrame or a numeric matrix, to a Table."""
-        if hasattr(X, "columns") and hasattr(X, "iloc") and not _all_numbers(X):
+        X = to_pandas(X)
+        if is_frame(X) and not has_numbers_only(X):
             validate_data(self, X, skip_check_array=True, reset=reset)
-            return frame_table(X)
-        matrix = validate_data(
-            self, X, reset=reset, dtype=np.float64, ensure_all_finite="allow-nan", ensure_min_samples=2 if reset else 1
+            if reset:
+                self._object_columns = {str(name) for name, dtype in X.dtypes.items() if dtype.kind == "O"}
+            return frame_table(with_plain_cells(X))
+        matrix = dense_matrix(
+            validate_data(
+                self,
+                X,
+                reset=reset,
+                accept_sparse=("csr", "csc", "coo"),
+                dtype=np.float64,
+                ensure_all_finite="allow-nan",
+                ensure_min_samples=2 if reset else 1,
+            )
         )
+        if reset:
+            self._object_columns = set()
         names = list(getattr(self, "feature_names_in_", [f"x{i}" for i in range(matrix.shape[1])]))
         return Table("X", dict(zip(names, np.ascontiguousarray(matrix.T), strict=True)), lambda i: f"row {i}")
 
+    def _weights(self, sample_weight: Any, count: int) -> np.ndarray | None:
+        """Return (N,) weights of the rows, or None if all are equal."""
+        if sample_weight is None:
+            return None
+        rows, weights = np.empty((count, 1)), to_pandas(sample_weight)
+        weights = _check_sample_weight(weights, rows, dtype=np.float64, ensure_non_negative=True)
+        return None if (weights == weights[0]).all() else weights
+
     def _columns(self, table: Table) -> tuple[Any, ...]:
-        """Fit encoders of the table's columns; numeric columns are always used as numbers."""
-        columns = []
+        """Fit encoders of the table's columns, and warn about those that are left out or read by a rule."""
+        columns, remarks = [], []
         for name, raw in table.columns.items():
-            kind = infer_kind(name, table)[0] if raw.dtype == object else "number"
+            kind, remark = infer_frame_kind(name, table, name in self._object_columns)
             if kind:
                 columns.append(fit_column(name, kind, raw)[0])
+            if remark:
+                remarks.append(f"column {printable(name)!r}{'' if kind else ' is left out'}: {remark}")
         if not columns:
             raise InputError(
                 "cannot fit: expected a column of X with at least two values, got none. Pass columns "
                 "that differ between rows."
             )
+        for remark in remarks:
+            warnings.warn(remark, UserWarning, stacklevel=4)
         return tuple(columns)
 
     def _spec(self, table: Table, **outputs: Any) -> TableSpec:
@@ -160,9 +225,11 @@ class SkipClassifier(ClassifierMixin, _SkipEstimator):
         dropout: dropout rate inside the blocks.
         epochs: training epochs. Defaults, like the next three, to the choice of `skipway train` for this many rows.
         batch_size: rows per training step.
-        lr: learning rate.
+        lr: learning rate; "auto" finds it with an LR range test.
         weight_decay: weight decay.
         random_state: seed of the initial weights, the order of the rows and the dropout.
+        class_weight: weights of the classes in the loss: "balanced" for weights inverse to their frequencies, or a dict
+            {class: weight}. Several labels per row can only be balanced. Defaults to equal weights.
 
     Attributes:
         classes_: class labels; for several labels per row, the indices 0, ..., K - 1 of the columns of y.
@@ -176,25 +243,44 @@ class SkipClassifier(ClassifierMixin, _SkipEstimator):
     (4, 2)
     """
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def __init__(
+        self,
+        layers: int = TABLE_NETWORK["layers"],
+        width: int = TABLE_NETWORK["width"],
+        dropout: float = TABLE_NETWORK["dropout"],
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        lr: float | Literal["auto"] | None = None,
+        weight_decay: float | None = None,
+        random_state: Any = None,
+        class_weight: dict[Any, float] | Literal["balanced"] | None = None,
+    ):
+        super().__init__(layers, width, dropout, epochs, batch_size, lr, weight_decay, random_state)
+        self.class_weight = class_weight
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit the classifier.
 
         Args:
-            X: features, a DataFrame or an array of shape (N, F); NaN marks a missing value.
+            X: features, an array or sparse matrix of shape (N, F), or a table of pandas, polars or pyarrow; NaN marks
+                a missing value. Columns with the dtype `category` are categories, even if they hold numbers.
             y: class labels of shape (N,), or an indicator matrix of shape (N, K) with 1 for each label of a row, else
                 0; the column names of a DataFrame become the names of the labels in `spec_`.
+            sample_weight: (N,) weights of the rows in the loss; None for equal weights.
 
         Returns:
             The fitted estimator.
 
         Raises:
             InputError: `y` has fewer than two classes, or has several columns that are no indicators, or no column of
-                `X` can be used.
+                `X` can be used, or an argument of the constructor is out of range.
+            ValueError: `sample_weight` or `class_weight` cannot be used.
         """
-        table = self._table(X, reset=True)
-        if _has_columns(y):
-            return self._fit_labels(table, y)
-        y = _target(y, len(table))
+        table, y = self._table(X, reset=True), to_pandas(y)
+        weights = self._weights(sample_weight, len(table))
+        if has_columns(y):
+            return self._fit_labels(table, y, weights)
+        y = read_target(y, len(table))
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -205,11 +291,19 @@ class SkipClassifier(ClassifierMixin, _SkipEstimator):
         names = tuple(str(c) for c in self.classes_)
         if len(set(names)) < len(names):
             names = tuple(f"{type(c).__name__} {c}" for c in self.classes_)
-        return self._fit(self._spec(table, class_names=names), table, codes.astype(np.int64))
+        if self.class_weight is not None:
+            factors = compute_class_weight(self.class_weight, classes=self.classes_, y=y, sample_weight=weights)
+            weights = factors[codes] * (1.0 if weights is None else weights)
+        return self._fit(self._spec(table, class_names=names), table, codes.astype(np.int64), weights)
 
-    def _fit_labels(self, table: Table, y: Any) -> Self:
+    def _fit_labels(self, table: Table, y: Any, weights: np.ndarray | None) -> Self:
         """Fit to an indicator matrix."""
-        names, labels = _column_names(y), _target(y, len(table))
+        if self.class_weight not in (None, "balanced"):
+            raise InputError(
+                f"cannot fit several labels per row: expected class_weight to be 'balanced' or None, got "
+                f"{printable(str(self.class_weight))[:60]}. Pass one of these."
+            )
+        names, labels = column_names(y), read_target(y, len(table))
         others = labels[~np.isin(labels, (0, 1))]
         if others.size:
             raise InputError(
@@ -217,7 +311,10 @@ class SkipClassifier(ClassifierMixin, _SkipEstimator):
                 f"{printable(str(others[0]))[:40]!r} in a matrix of shape {labels.shape}. Fit one per column."
             )
         self.classes_, self._label_dtype = np.arange(labels.shape[1]), labels.dtype
-        return self._fit(self._spec(table, task="multilabel", class_names=names), table, labels.astype(np.float32))
+        balanced = self.class_weight == "balanced"
+        factors = positive_weights_for(labels.sum(axis=0).astype(int).tolist(), len(labels)) if balanced else None
+        spec = self._spec(table, task="multilabel", class_names=names)
+        return self._fit(spec, table, labels.astype(np.float32), weights, factors)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return probabilities of shape (N, K), in the order of `classes_`; those of labels are independent."""
@@ -250,23 +347,27 @@ class SkipRegressor(RegressorMixin, _SkipEstimator):
     (4,)
     """
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit the regressor.
 
         Args:
-            X: features, a DataFrame or an array of shape (N, F); NaN marks a missing value.
+            X: features, as for `SkipClassifier.fit`.
             y: finite targets of shape (N,), or (N, T) for several targets; the column names of a DataFrame become the
                 names of the targets in `spec_`.
+            sample_weight: (N,) weights of the rows in the loss; None for equal weights.
 
         Returns:
             The fitted estimator.
 
         Raises:
-            InputError: `y` overflows when averaged, or no column of `X` can be used.
+            InputError: `y` overflows when averaged, or no column of `X` can be used, or an argument of the constructor
+                is out of range.
+            ValueError: `sample_weight` cannot be used.
         """
-        table = self._table(X, reset=True)
-        names = _column_names(y) if _has_columns(y) else ("y",)
-        y = _target(y, len(table), numeric=True).reshape(len(table), len(names))
+        table, y = self._table(X, reset=True), to_pandas(y)
+        weights = self._weights(sample_weight, len(table))
+        names = column_names(y) if has_columns(y) else ("y",)
+        y = read_target(y, len(table), numeric=True).reshape(len(table), len(names))
         with np.errstate(over="ignore", invalid="ignore"):
             mean, std = y.mean(axis=0), y.std(axis=0)
         if not (np.isfinite(mean).all() and np.isfinite(std).all()):
@@ -276,7 +377,7 @@ class SkipRegressor(RegressorMixin, _SkipEstimator):
             )
         units = {"target_mean": mean.tolist(), "target_std": np.where(std > 0, std, 1.0).tolist()}
         spec = self._spec(table, task="regression", target_names=names, **units)
-        return self._fit(spec, table, spec.standardized(y))
+        return self._fit(spec, table, spec.standardized(y), weights)
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the predicted values, an array of shape (N,), or (N, T) for several targets."""
@@ -289,43 +390,6 @@ class SkipRegressor(RegressorMixin, _SkipEstimator):
         return tags
 
 
-def _all_numbers(frame: Any) -> bool:
-    return all(getattr(dtype, "kind", "O") in "iuf" for dtype in frame.dtypes)
-
-
-def _has_columns(y: Any) -> bool:
-    """Return True if y has several columns, as an array, a DataFrame, a sparse matrix or a list of lists."""
-    shape = _shape(y)
-    return len(shape) == 2 and shape[1] > 1
-
-
-def _shape(y: Any) -> tuple[int, ...]:
-    return tuple(y.shape if hasattr(y, "shape") else np.asarray(y).shape)
-
-
-def _column_names(y: Any) -> tuple[str, ...]:
-    """Return the names of the columns of y: those of a DataFrame if they differ, or else their indices."""
-    names = tuple(map(str, getattr(y, "columns", ())))
-    count = _shape(y)[1]
-    return names if len(set(names)) == count else tuple(map(str, range(count)))
-
-
-def _target(y: Any, count: int, numeric: bool = False) -> np.ndarray:
-    """Return y as a plain array with one value, or one row of values, per row of X."""
-    from sklearn.utils import check_array, check_consistent_length, column_or_1d
-
-    if y is None:
-        raise InputError("requires y to be passed, but the target y is None. Pass one value per row.")
-    if _has_columns(y):
-        kind = np.float64 if numeric else None
-        y = check_array(y, accept_sparse=not numeric, dtype=kind, input_name="y")
-        y = y.toarray() if hasattr(y, "toarray") else y
-        check_consistent_length(np.empty(count), y)
-        return y
-    y = column_or_1d(y, warn=True)
-    if numeric:
-        y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
-    else:
-        y = check_array(y, ensure_2d=False, dtype=None, input_name="y", ensure_all_finite=y.dtype.kind == "f")
-    check_consistent_length(np.empty(count), y)
-    return y
+def _plain(value: Any) -> Any:
+    """Return a number of numpy, as from a parameter search, as one of Python."""
+    return value.item() if isinstance(value, np.generic) else value

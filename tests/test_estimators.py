@@ -2,7 +2,9 @@ import pickle
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
+import scipy.sparse
 import torch
 from sklearn.base import clone
 from sklearn.datasets import load_diabetes, load_wine
@@ -17,9 +19,19 @@ from skipway.errors import InputError
 from skipway.estimators import SkipClassifier, SkipRegressor
 
 QUICK = {"layers": 1, "width": 16, "epochs": 8, "lr": 0.01, "random_state": 0}
+CHECKED = QUICK | {"epochs": 16}  # a check of extreme class weights fits fifty rows
 
 
-@parametrize_with_checks([SkipClassifier(**QUICK), SkipRegressor(**QUICK)])
+def expected_failures(estimator):
+    """Rows in batches: a row with weight 2 is in one batch, two equal rows are in two."""
+    reason = "batches depend on the number of rows, as in every estimator that trains by stochastic gradient descent"
+    names = ("check_sample_weight_equivalence_on_dense_data", "check_sample_weight_equivalence_on_sparse_data")
+    return dict.fromkeys(names, reason)
+
+
+@parametrize_with_checks(
+    [SkipClassifier(**CHECKED), SkipRegressor(**CHECKED)], expected_failed_checks=expected_failures
+)
 def test_scikit_learns_own_checks(estimator, check):
     check(estimator)
 
@@ -139,3 +151,185 @@ def test_several_numbers_have_their_own_units():
     found = model.predict(X)
     assert found.shape == y.shape and np.abs((found - y) / [1e3, 1e-3, 1.0]).mean(axis=0).max() < 0.2
     assert model.spec_.target_mean == pytest.approx(y.mean(axis=0)) and model.spec_.target_std[2] == 1
+
+
+def hourly(count=24 * 7 * 10):
+    """An hourly column; the target depends on the hour and the weekday only."""
+    when = pd.date_range("2024-01-01", periods=count, freq="h")
+    rush = np.exp(-((when.hour - 8) ** 2) / 4) + np.exp(-((when.hour - 18) ** 2) / 6)
+    y = 100 * rush * np.where(when.day_of_week < 5, 1.0, 0.3) + 5 * when.day_of_week
+    return when, y.to_numpy() + np.random.default_rng(0).normal(0, 3, count)
+
+
+def test_hour_and_weekday_are_learnt_from_a_column_of_dates():
+    when, y = hourly()
+    train = np.random.default_rng(1).random(len(y)) < 0.8
+    frame = pd.DataFrame({"when": when})
+    model = SkipRegressor(epochs=12, random_state=0).fit(frame[train], y[train])
+    assert model.score(frame[~train], y[~train]) > 0.9
+    parts = ["month", "day of month", "weekday", "hour"]
+    for cells in (when, when.strftime("%d.%m.%Y %H:%M"), when.to_period("h")):
+        column = SkipRegressor(**QUICK | {"epochs": 1}).fit(pd.DataFrame({"when": cells}), y).spec_.columns[0]
+        assert [name for name, _ in column.dates.parts] == parts
+
+
+def codes(count=300):
+    """Numbers that are names: the class has no order in them."""
+    numbers = np.random.default_rng(0).integers(0, 12, count)
+    return numbers, np.array(list("abcabcbcaacb"))[numbers]
+
+
+@pytest.mark.parametrize("declare", [pd.Categorical, lambda numbers: numbers.astype(str), lambda n: n.astype(object)])
+def test_declared_categories_and_texts_of_numbers_are_categories(declare):
+    numbers, y = codes()
+    frame = pd.DataFrame({"store": declare(numbers)})
+    model = SkipClassifier(random_state=0).fit(frame, y)
+    assert [c.kind for c in model.spec_.columns] == ["category"] and model.score(frame, y) == 1.0
+    assert np.array_equal(model.predict(pd.DataFrame({"store": numbers.astype(float)})), model.predict(frame))
+
+
+def test_a_value_that_is_missing_in_a_fold_is_unseen():
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, 3, 120)
+    y = (numbers > 0).astype(int)
+    for cells in (numbers.astype(str).astype(object), numbers.astype(float).astype(object)):
+        cells[[3, 77]] = "3+"
+        frame = pd.DataFrame({"children": cells, "size": rng.normal(size=120)})
+        model = SkipClassifier(**QUICK).fit(frame.drop(index=[3, 77]), np.delete(y, [3, 77]))
+        assert model.spec_.columns[0].categories == ("0", "1", "2")
+        assert np.isfinite(model.predict_proba(frame)).all()
+        assert (cross_val_score(SkipClassifier(**QUICK), frame, y, cv=4, error_score="raise") > 0.5).all()
+
+
+def test_a_column_that_is_left_out_or_read_by_a_rule_is_a_warning():
+    frame, y = mixed(60)
+    frame = frame.assign(name=[f"n{i}" for i in range(60)], one="x")
+    with pytest.warns(UserWarning) as raised:
+        model = SkipRegressor(**QUICK).fit(frame, y)
+    texts = sorted(str(w.message) for w in raised)
+    assert texts == [
+        "column 'name' is left out: identifier: all values differ",
+        "column 'one' is left out: constant",
+    ]
+    assert len(model.spec_.columns) == 4
+    days = pd.DataFrame({"day": ["03/04/2024", "02/01/2024", "04/05/2024"] * 10})
+    with pytest.warns(UserWarning, match="column 'day': dates such as 03/04/2024 do not show whether the day or"):
+        SkipRegressor(**QUICK).fit(days, np.arange(30.0))
+
+
+def test_durations_are_seconds():
+    seconds = np.random.default_rng(0).integers(0, 1000, 80)
+    frame = pd.DataFrame({"lasted": pd.to_timedelta(seconds, unit="s"), "kind": ["a", "b"] * 40})
+    model = SkipRegressor(**QUICK).fit(frame, seconds)
+    assert model.spec_.columns[0].kind == "number" and model.spec_.columns[0].center == np.median(seconds)
+
+
+def test_tables_of_other_libraries_are_read_as_those_of_pandas():
+    frame, y = mixed(60)
+    expected = SkipRegressor(**QUICK).fit(frame, y).predict(frame)
+    table = pyarrow.Table.from_pandas(frame)
+    model = SkipRegressor(**QUICK).fit(table, pyarrow.array(y))
+    assert np.array_equal(model.predict(table), expected) and list(model.feature_names_in_) == list(frame.columns)
+
+
+def test_tables_of_polars_are_read():
+    polars = pytest.importorskip("polars")
+    frame, y = mixed(60)
+    table = polars.from_arrow(pyarrow.Table.from_pandas(frame))
+    model = SkipRegressor(**QUICK).fit(table, polars.Series(y))
+    assert np.array_equal(model.predict(table), SkipRegressor(**QUICK).fit(frame, y).predict(frame))
+
+
+@pytest.mark.parametrize("form", [scipy.sparse.csr_matrix, scipy.sparse.coo_array, scipy.sparse.csc_array])
+def test_sparse_matrices_are_read_as_dense_ones(form):
+    X = np.where(np.random.default_rng(0).random((60, 5)) < 0.3, 1.5, 0.0)
+    y = X[:, 0] > 0
+    model = SkipClassifier(**QUICK).fit(form(X), y)
+    assert np.array_equal(model.predict_proba(form(X)), SkipClassifier(**QUICK).fit(X, y).predict_proba(X))
+    with pytest.raises(
+        InputError, match="cannot use a sparse matrix: expected at most 10,000 columns, got 10,001. Red"
+    ):
+        SkipClassifier(**QUICK).fit(form((60, 10_001)), y)
+
+
+def test_sample_weights_decide_between_rows_that_contradict_each_other():
+    X = np.repeat([[0.0], [1.0]], 100, axis=0)
+    y = np.tile([0, 1], 100)
+    for heavy in (0, 1):
+        weights = np.where(y == heavy, 9.0, 1.0)
+        options = QUICK | {"epochs": 40}
+        shares = SkipClassifier(**options).fit(X, y, sample_weight=weights).predict_proba(X)
+        assert (shares[:, heavy] > 0.75).all()
+        assert np.allclose(
+            SkipRegressor(**options).fit(X, y, sample_weight=weights).predict(X), 0.1 + 0.8 * heavy, atol=0.1
+        )
+    equal = SkipClassifier(**QUICK).fit(X, y, sample_weight=np.full(200, 3.0)).predict_proba(X)
+    assert np.array_equal(equal, SkipClassifier(**QUICK).fit(X, y).predict_proba(X))
+
+
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        (np.zeros(20), "must contain at least one non-zero number"),
+        (-np.ones(20), "Negative values in data passed to `sample_weight`"),
+        (np.ones(19), r"sample_weight.shape == \(19,\), expected \(20,\)"),
+        (np.full(20, np.nan), "Input sample_weight contains NaN"),
+    ],
+)
+def test_sample_weights_are_checked_in_the_words_of_scikit_learn(weights, message):
+    X, y = np.arange(20.0)[:, None], np.arange(20) % 2
+    for model in (SkipClassifier(**QUICK), SkipRegressor(**QUICK)):
+        with pytest.raises(ValueError, match=message):
+            model.fit(X, y, sample_weight=weights)
+
+
+def test_class_weights_shift_the_probabilities():
+    X = np.zeros((200, 1))
+    y = np.array(["rare"] * 20 + ["usual"] * 180)
+    options = QUICK | {"epochs": 40}
+
+    def share(class_weight, weights=None):
+        return SkipClassifier(**options, class_weight=class_weight).fit(X, y, weights).predict_proba(X)[0, 0]
+
+    assert share(None) < 0.25 and share("balanced") == pytest.approx(0.5, abs=0.1)
+    assert share({"rare": 81.0, "usual": 1.0}) > 0.75
+    assert share("balanced", np.where(y == "rare", 9.0, 1.0)) == pytest.approx(0.5, abs=0.1)  # balanced already
+    with pytest.raises(ValueError, match="The classes, \\['usual'\\], are not in class_weight"):
+        SkipClassifier(**QUICK, class_weight={"rare": 1.0, "other": 2.0}).fit(X, y)
+
+
+def test_labels_are_balanced_each_by_itself():
+    X, y = labeled()
+    y = np.stack([np.arange(200) < 20, np.arange(200) < 100], axis=1)
+    model = SkipClassifier(**QUICK | {"epochs": 40}, class_weight="balanced").fit(np.zeros((200, 1)), y)
+    assert model.predict_proba(np.zeros((1, 1)))[0] == pytest.approx([0.5, 0.5], abs=0.1)
+    with pytest.raises(
+        InputError, match="cannot fit several labels per row: expected class_weight to be 'balanced' or"
+    ):
+        SkipClassifier(**QUICK, class_weight={0: 2.0}).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"epochs": 0}, "invalid options: epochs: expected a whole number of at least 1|from 1"),
+        ({"epochs": 2.5}, "invalid options: epochs: expected a whole number"),
+        ({"batch_size": 0}, "invalid options: batch_size: expected a whole number"),
+        ({"lr": "fast"}, "invalid options: lr: expected"),
+        ({"lr": -1.0}, "invalid options: lr: expected"),
+        ({"weight_decay": -1.0}, "invalid options: weight_decay: expected"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    X, y = load_wine(return_X_y=True)
+    for estimator in (SkipClassifier, SkipRegressor):
+        with pytest.raises(InputError, match=message):
+            estimator(**QUICK | options).fit(X, y)
+
+
+def test_the_learning_rate_is_found_by_a_range_test_and_numpy_numbers_are_options():
+    X, y = load_wine(return_X_y=True)
+    model = SkipClassifier(**QUICK | {"lr": "auto", "epochs": np.int64(8)}).fit(X, y)
+    usual = SkipClassifier(**QUICK | {"lr": None}).fit(X, y)
+    assert model.n_iter_ == 8 and model.score(X, y) > 0.9
+    assert not np.array_equal(model.predict_proba(X), usual.predict_proba(X))

@@ -148,7 +148,7 @@ def _check_tables(tables: TableSource, max_unreadable: float) -> DataReport:
 
 
 def _describe_column(column: Column) -> str:
-    values = f"around {column.center:.4g}"
+    values = column.dates.describe() if column.dates else f"around {column.center:.4g}"
     if column.kind == "category":
         values = count_of(len(column.categories), "category", "categories")
     return f"{column.kind}, {values}"

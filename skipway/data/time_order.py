@@ -9,6 +9,7 @@ from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import Cells
 from skipway.data.stratified_split import MAX_HELD_OUT
 from skipway.data.tables.columns import as_texts, read_numbers
+from skipway.data.tables.date_formats import infer_date_format
 from skipway.data.tables.number_columns import infer_column_style, read_number_cells
 from skipway.errors import InputError, printable
 
@@ -30,8 +31,9 @@ def read_order(table: Table, column: str) -> np.ndarray:
     """
     raw = table.column(column)
     numbers = read_number_cells(raw, column, infer_column_style(raw, table))
-    is_date = bool(numbers.problems)
-    values, problems = read_numbers(raw, "date", column) if is_date else (numbers.exact, [])
+    values, problems = numbers.exact, numbers.problems
+    if problems:
+        values, problems = read_numbers(raw, "date", column, infer_date_format(as_texts(raw))[0] or "ymd")
     rows = sorted({*(problem.row for problem in problems), *np.flatnonzero(np.isnan(values)).tolist()})
     if rows:
         cell = as_texts(raw)[int(rows[0])]

@@ -64,11 +64,14 @@ def _metrics(rows: TableDataset, ids: np.ndarray, models: list[Any], x: np.ndarr
 def _inputs(rows: TableDataset) -> tuple[np.ndarray, list[bool]]:
     """Return the inputs (N, F) with NaN for missing numbers, and a list that is True for categorical columns."""
     spec = rows.spec
-    numbers, indicated = len(spec.number_columns), len(spec.indicator_columns)
+    numbers, indicated = spec.num_numbers, len(spec.indicator_columns)
     x = np.concatenate([rows.x[:, :numbers], rows.x[:, numbers + indicated :]], axis=1)
-    position = {column.name: i for i, column in enumerate(spec.number_columns)}
-    for i, column in enumerate(spec.indicator_columns):  # the baseline handles NaN itself
-        x[rows.x[:, numbers + i] > 0, position[column.name]] = np.nan
+    start, indicator = 0, numbers
+    for column in spec.number_columns:
+        if column.indicator:  # the baseline handles NaN itself
+            x[rows.x[:, indicator] > 0, start : start + column.num_inputs] = np.nan
+            indicator += 1
+        start += column.num_inputs
     few = [count <= _MAX_CATEGORIES for count in spec.categories]
     return x, [i >= numbers and few[i - numbers] for i in range(x.shape[1])]
 

@@ -27,6 +27,11 @@ def test_the_last_rows_validate_and_the_boundary_is_named():
     assert in_val.tolist() == [False, False, True, False]
 
 
+def test_dates_are_ordered_in_every_format():
+    in_val, boundary = split(["31/01/2024", "02/03/2024", "15/02/2024", "01/03/2024"])
+    assert in_val.tolist() == [False, True, False, False] and boundary == "from when 02/03/2024 on"
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_equal_values_are_on_one_side_and_the_share_is_as_near_as_they_allow(seed):
     values = np.random.default_rng(seed).integers(0, 12, 200).astype(float)

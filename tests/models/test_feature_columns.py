@@ -40,6 +40,17 @@ def network():
     return with_feature_columns(sw.create_model("resnet20", 2, stem="small"), SPEC)
 
 
+def test_dates_next_to_images_have_all_their_inputs():
+    images = images_with_columns()
+    days = pd.date_range("2024-01-25", periods=12).strftime("%d.%m.%Y")
+    images.columns = frame_table(pd.DataFrame({"age": np.arange(12) + 30.0, "taken": days}))
+    columns = fit_feature_columns(images)
+    spec = replace(SPEC, feature_columns=columns)
+    assert [c.kind for c in columns] == ["number", "date"] and columns[1].dates.date_format == "dmy"
+    assert encode_columns(images, spec).shape == (12, 2 + columns[1].dates.num_inputs)
+    assert Spec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
+
+
 def test_features_are_followed_by_numbers_and_embeddings():
     join = FeatureColumns(3, (4, 5))
     x, rows = torch.randn(2, 6), torch.tensor([[0.5, 1.0, 4.0], [-1.0, 3.0, 9.0]])

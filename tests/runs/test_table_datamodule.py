@@ -204,7 +204,7 @@ def test_check_and_summary_tell_of_tables(home, price):
     assert "no problems found" in report and "class benign: 357 rows" in report
     from skipway.commands.summary import summarize
 
-    assert "for an input of 1x5" in str(summarize(str(price.path)))
+    assert "for an input of 1x12" in str(summarize(str(price.path)))
 
 
 @pytest.mark.parametrize("target", ["price", "dear"])

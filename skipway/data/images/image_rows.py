@@ -13,9 +13,9 @@ from torch.utils._pytree import register_pytree_node
 
 from skipway.data.image_spec import Spec
 from skipway.data.images.decoded_images import DecodedImages
-from skipway.data.tables.columns import Column, fit_column, infer_kind
+from skipway.data.tables.columns import Column, fit_column, infer_cell_style
+from skipway.data.tables.input_kinds import infer_input_kind
 from skipway.data.tables.join_tables import select_rows
-from skipway.data.tables.number_columns import infer_column_style
 from skipway.data.tables.table_spec import Encoded
 from skipway.errors import InputError, printable
 from skipway.nn.extra_inputs import NamedInputs
@@ -102,11 +102,11 @@ def fit_feature_columns(images: DecodedImages) -> tuple[Column, ...]:
     table = select_rows(images.columns, np.sort(np.concatenate(whole)))
     columns = []
     for name, cells in train.columns.items():
-        kind, remark = infer_kind(name, table)
+        kind, remark = infer_input_kind(name, table)
         if remark:
             images.warnings.append(f"feature column {printable(name)!r}: {remark}{'' if kind else ', left out'}")
         if kind:
-            style = infer_column_style(table.columns[name], table) if kind == "number" else None
+            style = infer_cell_style(kind, table.columns[name], table)
             columns.append(fit_column(name, kind, cells, style)[0])
     if not columns:
         names = ", ".join(map(printable, train.columns))

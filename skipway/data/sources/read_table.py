@@ -1,6 +1,8 @@
 """Read a Table from a CSV or Parquet file, a DataFrame, or a dataset of scikit-learn."""
 
+import json
 import re
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -80,7 +82,7 @@ def frame_table(frame: Any, name: str = "the DataFrame") -> Table:
     check_names(names, name)
     index = frame.index
     columns = {key: _to_column(frame.iloc[:, i], f"{name}, column {printable(key)!r}") for i, key in enumerate(names)}
-    return Table(name, columns, lambda i: f"row {printable(index[i])}")
+    return Table(name, columns, lambda i: f"row {printable(index[i])}", notes=_zone_notes(frame))
 
 
 def bundled_table(name: str) -> tuple[Table, str, TaskName]:
@@ -111,9 +113,30 @@ def _parquet_table(path: Path) -> Table:
             raise InputError(f"cannot read {where}: expected rows, got only column names. Add a row for each sample.")
         # The metadata of pandas may be damaged, and the columns already hold all values.
         frame = file.read().replace_schema_metadata(None).to_pandas()
+        categories = _declared_categories(file.schema_arrow.metadata)
+        frame = frame.astype({name: "category" for name in frame.columns if name in categories})
         names = [name for name in frame.columns if not _UNNAMED_INDEX.fullmatch(name)]
         columns = {name: _to_column(frame[name], f"{where}, column {printable(name)!r}") for name in names}
-    return Table(str(path), columns, lambda i: f"{name}:{i + 1}")
+    return Table(str(path), columns, lambda i: f"{name}:{i + 1}", notes=_zone_notes(frame))
+
+
+def _declared_categories(metadata: Any) -> set[str]:
+    """Return the columns that pandas stored with the dtype `category`, by the metadata of a Parquet file."""
+    try:
+        columns = json.loads(metadata[b"pandas"])["columns"]
+        return {column["name"] for column in columns if column["pandas_type"] == "categorical"}
+    except (KeyError, TypeError, ValueError):
+        return set()
+
+
+def _zone_notes(frame: Any) -> list[str]:
+    """Return a note for each column of a DataFrame whose times have another time zone than UTC."""
+    zones = {name: str(dtype.tz) for name, dtype in frame.dtypes.items() if hasattr(dtype, "tz")}
+    return [
+        f"column {printable(name)!r}: times of the zone {printable(zone)} are converted to UTC"
+        for name, zone in zones.items()
+        if zone != "UTC"
+    ]
 
 
 def _to_column(series: Any, where: str) -> Cells:
@@ -125,19 +148,33 @@ def _to_column(series: Any, where: str) -> Cells:
         raise InputError(
             f"cannot use {where}: expected real numbers, got complex ones. Store the two parts separately."
         )
+    if isinstance(kind, pd.CategoricalDtype):
+        codes, values = _factorize(series.astype(object))
+        return TextColumn.of_codes(codes, list(map(_as_text, values)), is_category=True)
     if pd.api.types.is_bool_dtype(kind):
         return TextColumn.of([None if pd.isna(v) else str(bool(v)) for v in series])
     if pd.api.types.is_numeric_dtype(kind):
         return series.to_numpy(np.float64, na_value=np.nan)
-    if pd.api.types.is_datetime64_any_dtype(kind):
+    if pd.api.types.is_timedelta64_dtype(kind):
+        return series.dt.total_seconds().to_numpy(np.float64)
+    if isinstance(kind, pd.PeriodDtype):
+        series = series.dt.to_timestamp()
+    if pd.api.types.is_datetime64_any_dtype(series.dtype):
         moments = pd.to_datetime(series, utc=True).dt.tz_localize(None).to_numpy().astype("datetime64[s]")
         return TextColumn.of([None if np.isnat(m) else str(m) for m in moments])
     if lists := _lists(series, where):
         return TextColumn.of_lists(lists)
     codes, values = _factorize(series.astype(object))
+    if values and all(isinstance(v, timedelta) for v in values):
+        return np.append(np.array([v.total_seconds() for v in values]), np.nan)[codes]
     if values and all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in values):
         return np.append(np.array([float(v) for v in values]), np.nan)[codes]
     return TextColumn.of_codes(codes, [v if isinstance(v, str) else str(v) for v in values])
+
+
+def _as_text(value: Any) -> str:
+    """Return a category as text; the number 1.0 becomes "1", as in a column of numbers."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _lists(series: Any, where: str) -> list[list[Any] | None]:

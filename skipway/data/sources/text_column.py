@@ -29,6 +29,7 @@ class TextColumn:
         numbers: (N,) float64 if every cell is a finite number or means a missing value (NaN); else None. It is also
             None if all points of the column may separate thousands, as in 22.201.
         separator: text between the elements of a cell, if the cells are lists.
+        is_category: True if the source declares the values as categories, such as the dtype `category` of pandas.
     """
 
     dtype = np.dtype(object)
@@ -39,11 +40,12 @@ class TextColumn:
         count: int,
         numbers: np.ndarray | None = None,
         separator: str = "",
+        is_category: bool = False,
     ):
         self._load: Callable[[], tuple[np.ndarray, list[str]]] | None = load
         self._cells: tuple[np.ndarray, list[str]] | None = None
         self._present: tuple[np.ndarray, list[str]] | None = None
-        self._count, self.numbers, self.separator = count, numbers, separator
+        self._count, self.numbers, self.separator, self.is_category = count, numbers, separator, is_category
         self._parsed: dict[Any, Any] = {}
 
     @classmethod
@@ -61,12 +63,12 @@ class TextColumn:
         return cls(lambda: (codes, distinct), len(codes), separator=LIST_SEPARATOR)
 
     @classmethod
-    def of_codes(cls, codes: np.ndarray, texts: list[str]) -> "TextColumn":
+    def of_codes(cls, codes: np.ndarray, texts: list[str], is_category: bool = False) -> "TextColumn":
         """Create a column from (N,) codes, with -1 for None, and texts, which may repeat or have spaces around them."""
         if len(set(texts)) < len(texts):
             codes, texts = _merged(codes, texts)
         cells = _strip(codes, texts)
-        return cls(lambda: cells, len(codes))
+        return cls(lambda: cells, len(codes), is_category=is_category)
 
     def factorize(self) -> tuple[np.ndarray, list[str]]:
         """Return the (N,) codes, with -1 for None, and the distinct texts in the order of their first cells."""
@@ -100,7 +102,7 @@ class TextColumn:
             return texts[codes[rows]] if codes[rows] >= 0 else None
         numbers = None if self.numbers is None else self.numbers[rows]
         count = len(numbers) if numbers is not None else len(np.empty(self._count, bool)[rows])
-        return TextColumn(lambda: _used(*self._take(rows)), count, numbers, self.separator)
+        return TextColumn(lambda: _used(*self._take(rows)), count, numbers, self.separator, self.is_category)
 
     def _take(self, rows: Any) -> tuple[np.ndarray, list[str]]:
         codes, texts = self.factorize()
@@ -132,7 +134,8 @@ def join_columns(columns: Iterable[TextColumn]) -> TextColumn:
 
     present = [values for values in numbers if values is not None]
     joined = np.concatenate(present) if len(present) == len(parts) else None
-    return TextColumn(load, sum(map(len, parts)), joined, parts[0].separator)
+    is_category = all(part.is_category for part in parts)
+    return TextColumn(load, sum(map(len, parts)), joined, parts[0].separator, is_category)
 
 
 def without_texts(codes: np.ndarray, texts: list[str], removed: frozenset[str]) -> tuple[np.ndarray, list[str]]:

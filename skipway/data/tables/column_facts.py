@@ -32,7 +32,7 @@ def column_facts(column: Column, raw: Cells, missing: int, count: int) -> dict[s
     """
     return {
         "kind": column.kind,
-        "style": column.style.describe() if column.style else "",
+        "style": style.describe() if (style := column.dates or column.style) else "",
         "missing": round(missing / count, 6),
         "example": printable(_example(column, raw))[:_LONGEST],
     }

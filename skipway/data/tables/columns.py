@@ -5,17 +5,17 @@ training rows only.
 Sources: robust scale and smooth clip, Holzmueller et al. 2024, arXiv:2407.04491.
 """
 
-import re
 from collections import ChainMap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
 from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import MISSING, Cells, TextColumn, without_texts
+from skipway.data.tables.date_columns import DateEncoder, fit_dates
+from skipway.data.tables.date_formats import DateFormat, example_of, infer_date_format, parse_dates
 from skipway.data.tables.number_cells import CellRole
 from skipway.data.tables.number_columns import (
     NumberCells,
@@ -30,6 +30,7 @@ from skipway.errors import printable
 __all__ = [
     "KINDS",
     "MAX_CATEGORIES",
+    "CellStyle",
     "Column",
     "ColumnKind",
     "Problem",
@@ -39,11 +40,13 @@ __all__ = [
     "describe_problems",
     "factorize_texts",
     "fit_column",
+    "infer_cell_style",
     "infer_kind",
     "missing_mask",
     "read_numbers",
 ]
 
+CellStyle = NumberStyle | DateFormat
 ColumnKind = Literal["number", "boolean", "date", "category"]
 KINDS: tuple[ColumnKind, ...] = get_args(ColumnKind)
 MAX_CATEGORIES = 1000  # per column; rarer categories are encoded as unseen
@@ -52,7 +55,6 @@ _CLIP = 3.0  # bound of the smooth clipping
 _MOSTLY = 0.9  # share of values of one kind, from which the others are errors rather than categories
 _FEW = 20  # in fewer rows, the values of any column may all differ
 _NO_VALUE = MISSING | {"none", "-", "."}
-_DATE = re.compile(r"\d{4}([-/])\d\d\1\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:?\d\d)?)?", re.ASCII)
 _TRUTHS = ({"true": 1.0, "false": 0.0}, {"yes": 1.0, "no": 0.0}, {"t": 1.0, "f": 0.0}, {"y": 1.0, "n": 0.0})
 _TRUTH = dict(ChainMap(*_TRUTHS))
 
@@ -62,7 +64,8 @@ class Column:
     """Encoder of one column.
 
     Numbers, booleans and dates are encoded as (value - center) / scale, smoothly clipped to [-3, 3]. Missing values are
-    encoded as 0. Categories are encoded as indices: 0 for unseen, 1 for missing, then `categories` in their order.
+    encoded as 0. Dates have further inputs: the parts of the calendar that vary in the training rows. Categories are
+    encoded as indices: 0 for unseen, 1 for missing, then `categories` in their order.
 
     Args:
         name: name of the column.
@@ -73,6 +76,7 @@ class Column:
         categories: categories that occur at least twice in the training rows.
         style: how the numbers are written; None for other kinds, and for models of earlier versions, which read the
             numbers of each table in a style of its own.
+        dates: format and parts of a column of dates; None for dates of earlier versions, whose only input is the trend.
 
     >>> Column("city", "category", categories=("Bonn", "Trier")).num_slots
     4
@@ -85,6 +89,17 @@ class Column:
     indicator: bool = False
     categories: tuple[str, ...] = ()
     style: NumberStyle | None = field(default=None, repr=False)  # fingerprints of earlier runs have the repr without it
+    dates: DateEncoder | None = field(default=None, repr=False)  # likewise
+
+    @property
+    def cell_style(self) -> CellStyle | None:
+        """How the cells of a column of numbers or dates are written."""
+        return self.dates.date_format if self.dates else self.style
+
+    @property
+    def num_inputs(self) -> int:
+        """Number of inputs of a column that is no category column, without the indicator."""
+        return 1 + (self.dates.num_inputs if self.dates else 0)
 
     @property
     def num_slots(self) -> int:
@@ -93,19 +108,28 @@ class Column:
 
     def read_numbers(self, raw: Cells) -> tuple[np.ndarray, list[Problem]]:
         """Parse (N,) values as float64; see the function `read_numbers`."""
-        return read_numbers(raw, self.kind, self.name, self.style)
+        return read_numbers(raw, self.kind, self.name, self.cell_style)
 
     def read_cells(self, raw: Cells) -> NumberCells:
         """Parse (N,) values as float64, with remarks."""
         if self.kind == "number":
             return read_number_cells(raw, self.name, self.style)
-        return NumberCells(*read_numbers(raw, self.kind, self.name))
+        return NumberCells(*self.read_numbers(raw))
 
     def scaled(self, values: np.ndarray) -> np.ndarray:
         """Encode (N,) numbers as float32, with 0 for NaN."""
         with np.errstate(over="ignore"):
             z = np.clip((values - self.center) / self.scale, -1e6, 1e6)
         return np.nan_to_num(z / np.sqrt(1 + (z / _CLIP) ** 2), nan=0.0).astype(np.float32)
+
+    def encoded(self, values: np.ndarray) -> np.ndarray:
+        """Encode (N,) numbers as inputs (N, `num_inputs`) float32, with 0 for NaN."""
+        inputs = [self.scaled(values)[:, None]]
+        if self.dates:
+            if self.dates.has_year:
+                inputs.append(self.scaled(self.dates.year_starts(values))[:, None])
+            inputs.append(self.dates.cycles(values))
+        return np.concatenate(inputs, axis=1)
 
     def slot_indices(self, raw: Cells) -> np.ndarray:
         """Encode (N,) categories as indices."""
@@ -141,7 +165,7 @@ def missing_mask(raw: Cells) -> np.ndarray:
 
 
 def read_numbers(
-    raw: Cells, kind: ColumnKind, name: str, style: NumberStyle | None = None
+    raw: Cells, kind: ColumnKind, name: str, style: CellStyle | None = None
 ) -> tuple[np.ndarray, list[Problem]]:
     """Parse a column as float64.
 
@@ -149,20 +173,26 @@ def read_numbers(
         raw: (N,) cells.
         kind: "number", "boolean" or "date" (parsed as days since 1970).
         name: name of the column, for the problems.
-        style: how the numbers are written; None to infer it from these cells.
+        style: how the cells are written; None to infer it from them for numbers, and for dates with the year first.
 
     Returns:
         (N,) values, with NaN for missing and invalid cells, and a list of the invalid cells.
     """
-    if kind == "number" or (isinstance(raw, np.ndarray) and raw.dtype != object):
-        cells = read_number_cells(raw, name, style if kind == "number" else None)
+    is_numeric = isinstance(raw, np.ndarray) and raw.dtype != object
+    if kind == "number" or (is_numeric and kind == "boolean"):
+        cells = read_number_cells(raw, name, style if isinstance(style, NumberStyle) else None)
         return cells.values, cells.problems
+    date_format = style if isinstance(style, str) else "ymd"
     codes, texts = without_texts(*as_texts(raw).factorize(), _NO_VALUE)
-    parse = _parse_day if kind == "date" else _parse_boolean
-    numbers = np.array([parse(text) for text in texts], np.float64)
+    if kind == "date":
+        numbers = parse_dates(texts, date_format)
+    else:
+        numbers = np.array([_parse_boolean(text) for text in texts], np.float64)
     values = np.append(numbers, np.nan)[codes]
     wrong = np.append(np.isnan(numbers), False)[codes]
-    return values, [Problem(int(i), name, _describe_cell(texts[codes[i]], kind)) for i in np.flatnonzero(wrong)]
+    return values, [
+        Problem(int(i), name, _describe_cell(texts[codes[i]], kind, date_format)) for i in np.flatnonzero(wrong)
+    ]
 
 
 def infer_kind(name: str, table: Table) -> tuple[ColumnKind | Literal[""], str]:
@@ -196,8 +226,9 @@ def infer_kind(name: str, table: Table) -> tuple[ColumnKind | Literal[""], str]:
         values = np.append(numbers.values, np.nan)[codes]
         kind, remark = _infer_kind_of_numbers(values[~np.isnan(values)], len(raw))
         return kind, remark or "; ".join(numbers.remarks)
-    if counts[[bool(_DATE.fullmatch(text)) for text in texts]].sum() / present >= _MOSTLY:
-        return "date", ""
+    date_format, remark = infer_date_format(as_texts(raw))
+    if date_format:
+        return "date", remark
     if len(texts) == present and present >= _FEW:
         return "", "identifier: all values differ"
     if share >= 0.5:
@@ -210,7 +241,7 @@ def infer_kind(name: str, table: Table) -> tuple[ColumnKind | Literal[""], str]:
 
 
 def fit_column(
-    name: str, kind: ColumnKind, raw: Cells, style: NumberStyle | None = None
+    name: str, kind: ColumnKind, raw: Cells, style: CellStyle | None = None
 ) -> tuple[Column, dict[str, int]]:
     """Fit the encoder of a column to the training rows.
 
@@ -218,7 +249,7 @@ def fit_column(
         name: name of the column.
         kind: kind of the column.
         raw: (N,) cells of the training rows.
-        style: how the numbers of the whole column are written; None to infer it from `raw`.
+        style: how the cells of the whole column are written; None to infer it from `raw`.
 
     Returns:
         The encoder, and the number of "rare" categories or "missing" values.
@@ -230,20 +261,42 @@ def fit_column(
         frequent = [texts[i] for i in order if counts[i] > 1][:MAX_CATEGORIES]
         rare = len(texts) - len(frequent)
         return Column(name, kind, categories=tuple(sorted(frequent))), {"rare": rare}
-    style = (style or infer_column_style(raw)) if kind == "number" else None
+    style = style or infer_cell_style(kind, raw)
     values, _ = read_numbers(raw, kind, name, style)
     present = values[~np.isnan(values)]
+    of_numbers = style if isinstance(style, NumberStyle) else None
     if not len(present):
-        return Column(name, kind, indicator=True, style=style), {"missing": len(raw)}
+        dates = DateEncoder(style, 0.0, 0.0, ()) if isinstance(style, str) else None
+        return Column(name, kind, indicator=True, style=of_numbers, dates=dates), {"missing": len(raw)}
     low, center, high = np.quantile(present, (0.25, 0.5, 0.75))
     spread = (high - low) / 1.349  # equals the standard deviation for a normal distribution
     if not spread > 0:  # more than half of the values are equal
         largest = np.abs(present).max()
         spread = float(np.std(present / largest) * largest) if np.ptp(present) > 0 else 1.0
     missing = len(values) - len(present)
-    scale = float(spread) or 1.0
-    column = Column(name, kind, center=float(center), scale=scale, indicator=missing > 0, style=style)
+    column = Column(
+        name,
+        kind,
+        center=float(center),
+        scale=float(spread) or 1.0,
+        indicator=missing > 0,
+        style=of_numbers,
+        dates=fit_dates(present, style) if isinstance(style, str) else None,
+    )
     return column, {"missing": missing}
+
+
+def infer_cell_style(kind: ColumnKind, raw: Cells, table: Table | None = None) -> CellStyle | None:
+    """Infer how the cells of a column of numbers or dates are written; None for other kinds.
+
+    Args:
+        kind: kind of the column.
+        raw: (N,) cells of the whole column.
+        table: its table, whose other columns are evidence for numbers with two meanings.
+    """
+    if kind == "number":
+        return infer_column_style(raw, table)
+    return (infer_date_format(as_texts(raw))[0] or "ymd") if kind == "date" else None
 
 
 def _infer_kind_of_numbers(present: np.ndarray, count: int) -> tuple[ColumnKind | Literal[""], str]:
@@ -262,20 +315,9 @@ def _parse_boolean(text: str) -> float:
     return _TRUTH.get(text.casefold(), numbers.get(text, np.nan))
 
 
-def _parse_day(text: str) -> float:
-    """Return the days since 1970 of an ISO date, NaN for any other text."""
-    if not _DATE.fullmatch(text):
-        return np.nan
-    try:
-        moment = datetime.fromisoformat(text.replace("/", "-"))
-    except ValueError:
-        return np.nan
-    return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() / 86_400
-
-
-def _describe_cell(text: str, kind: ColumnKind) -> str:
+def _describe_cell(text: str, kind: ColumnKind, date_format: str) -> str:
     """Describe an invalid cell in a column of booleans or dates."""
-    noun = "a date such as 2024-12-31" if kind == "date" else "true or false"
+    noun = f"a date such as {example_of(date_format)}" if kind == "date" else "true or false"
     return f"expected {noun}, got {printable(text)[:60]!r}"
 
 
@@ -309,6 +351,7 @@ def columns_from_dicts(values: Iterable[Any]) -> "tuple[Column, ...]":
             indicator=bool(c.get("indicator", False)),
             categories=tuple(c.get("categories", ())),
             style=style_from_dict(c["style"]) if "style" in c else None,
+            dates=DateEncoder.from_dict(c["dates"]) if "dates" in c else None,
         )
         for c in values
     )
@@ -325,4 +368,5 @@ def column_to_dict(column: Column) -> dict[str, Any]:
         "scale": column.scale,
         "indicator": column.indicator,
     }
-    return values if column.style is None else {**values, "style": style_to_dict(column.style)}
+    values |= {"style": style_to_dict(column.style)} if column.style else {}
+    return values | ({"dates": column.dates.as_dict()} if column.dates else {})

@@ -21,11 +21,10 @@ from skipway.data.sources.image_source import SPLITS, Skipped
 from skipway.data.sources.table import RowNames, Table, join_quoted
 from skipway.data.strata import strata_of
 from skipway.data.tables.column_facts import column_facts
-from skipway.data.tables.columns import Column, ColumnKind, fit_column, infer_kind
+from skipway.data.tables.columns import CellStyle, Column, ColumnKind, fit_column, infer_cell_style, infer_kind
 from skipway.data.tables.dataset_warnings import count_rows, warn_of_copies, warn_of_leaks, warn_of_splits
+from skipway.data.tables.input_kinds import infer_input_kind, targets_follow_order
 from skipway.data.tables.join_tables import select_rows
-from skipway.data.tables.number_columns import infer_column_style
-from skipway.data.tables.number_style import NumberStyle
 from skipway.data.tables.row_digests import digest_rows
 from skipway.data.tables.row_splits import RowSplitter, given_splits
 from skipway.data.tables.table_source import TableSource
@@ -118,7 +117,8 @@ def build_table_dataset(
     roles = source.roles
     target = Target.of(spec) if spec else infer_target(train, roles.target, roles.task, roles.label_sep)
     y = np.concatenate([target.read(table) for table in tables.values()])
-    choice = _choose_columns(source) if spec is None else _ColumnChoice.of(spec)
+    ordered = target.task == "regression" and targets_follow_order(y[: len(train)])
+    choice = _choose_columns(source, keep_counter=ordered) if spec is None else _ColumnChoice.of(spec)
     digests = digest_rows(list(tables.values()), choice.kinds, y, choice.styles)
     splitter = RowSplitter(source.name, roles, fraction, seed, fold, allow_duplicates)
     strata = strata_of(target.task, y, np.arange(len(train)))
@@ -251,14 +251,14 @@ class _ColumnChoice:
     """The columns to use with their kinds and styles, the unused columns with the reason, and warnings."""
 
     kinds: dict[str, ColumnKind]
-    styles: dict[str, NumberStyle | None]
+    styles: dict[str, CellStyle | None]
     left_out: dict[str, str]
     warnings: list[str]
 
     @classmethod
     def of(cls, spec: TableSpec) -> "_ColumnChoice":
         """Return the columns of a trained model."""
-        styles = {column.name: column.style for column in spec.columns}
+        styles = {column.name: column.cell_style for column in spec.columns}
         return cls({column.name: column.kind for column in spec.columns}, styles, {}, [])
 
 
@@ -283,8 +283,8 @@ def _drop_unlabeled(source: TableSource, max_unreadable: float) -> tuple[dict[st
     return tables, skipped
 
 
-def _choose_columns(source: TableSource) -> _ColumnChoice:
-    """Choose the input columns of the training table."""
+def _choose_columns(source: TableSource, keep_counter: bool) -> _ColumnChoice:
+    """Choose the input columns of the training table; `keep_counter`: a running index is one of them."""
     train = source.splits["train"]
     kinds: dict[str, ColumnKind] = {}
     roles = source.roles
@@ -298,7 +298,9 @@ def _choose_columns(source: TableSource) -> _ColumnChoice:
         if source.roles.features and name not in source.roles.features:
             left_out[name] = "not in --features"
             continue
-        kind, remark = infer_kind(name, train)
+        kind, remark = infer_input_kind(name, train)
+        if remark == "row counter" and keep_counter:
+            kind, remark = "number", "a row counter that the target follows: used as a number. See --split-by"
         if kind:
             kinds[name] = kind
             warnings += [f"column {printable(name)!r}: {remark}"] if remark else []
@@ -312,9 +314,7 @@ def _choose_columns(source: TableSource) -> _ColumnChoice:
             + ". Add columns whose values vary."
         )
     # The style is that of all rows, as is the kind, so that folds and splits cannot differ in it.
-    styles: dict[str, NumberStyle | None] = {
-        name: infer_column_style(train.columns[name], train) for name, kind in kinds.items() if kind == "number"
-    }
+    styles = {name: infer_cell_style(kind, train.columns[name], train) for name, kind in kinds.items()}
     return _ColumnChoice(kinds, styles, left_out, warnings)
 
 

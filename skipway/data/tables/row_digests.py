@@ -12,8 +12,7 @@ import numpy as np
 
 from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import Cells
-from skipway.data.tables.columns import ColumnKind, factorize_texts, read_numbers
-from skipway.data.tables.number_style import NumberStyle
+from skipway.data.tables.columns import CellStyle, ColumnKind, factorize_texts, read_numbers
 
 __all__ = ["DIGEST_PREFIX", "digest_rows"]
 
@@ -26,7 +25,7 @@ def digest_rows(
     tables: Sequence[Table],
     kinds: Mapping[str, ColumnKind],
     y: np.ndarray,
-    styles: Mapping[str, NumberStyle | None] | None = None,
+    styles: Mapping[str, CellStyle | None] | None = None,
 ) -> list[str]:
     """Return a digest of each row's cells and target, independent of the order of the columns.
 
@@ -34,7 +33,7 @@ def digest_rows(
         tables: tables whose rows are digested one after the other.
         kinds: {name: kind} of the columns to include.
         y: (N,) or (N, T) targets of all rows.
-        styles: {name: style} of the columns of numbers.
+        styles: {name: style} of the columns of numbers; others are ignored.
 
     Returns:
         N digests: `DIGEST_PREFIX` and 32 hex digits.
@@ -47,7 +46,7 @@ def digest_rows(
     return [DIGEST_PREFIX + text[begin : begin + _HEX] for begin in range(0, len(text), _HEX)]
 
 
-def _sum_cells(table: Table, kinds: Mapping[str, ColumnKind], styles: Mapping[str, NumberStyle | None]) -> np.ndarray:
+def _sum_cells(table: Table, kinds: Mapping[str, ColumnKind], styles: Mapping[str, CellStyle | None]) -> np.ndarray:
     """Return (N, 2) sums of the hashes of each row's cells."""
     sums = np.zeros((len(table), 2), np.uint64)
     for name, kind in kinds.items():

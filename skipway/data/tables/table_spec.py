@@ -3,7 +3,8 @@
 Every checkpoint and export contains the TableSpec, so that tables are encoded at inference as in training. Columns are
 found by name, and the target column is not required.
 
-Shapes: x is (N, F + K): F numbers and indicators, then the indices of K category columns.
+Shapes: x is (N, F + K): F numbers and indicators, then the indices of K category columns. A column of dates has several
+numbers.
 """
 
 import math
@@ -122,7 +123,7 @@ class TableSpec(OutputSpec):
 
     @property
     def number_columns(self) -> tuple[Column, ...]:
-        """Numeric columns, in the order of their inputs."""
+        """Columns of numbers, booleans and dates, in the order of their inputs; see `Column.num_inputs`."""
         return tuple(c for c in self.columns if c.kind != "category")
 
     @property
@@ -136,6 +137,11 @@ class TableSpec(OutputSpec):
         return tuple(c for c in self.columns if c.kind == "category")
 
     @property
+    def num_numbers(self) -> int:
+        """Number of inputs of the numeric columns, without indicators."""
+        return sum(c.num_inputs for c in self.number_columns)
+
+    @property
     def categories(self) -> tuple[int, ...]:
         """Number of indices of each category column, of length K."""
         return tuple(c.num_slots for c in self.category_columns)
@@ -143,12 +149,12 @@ class TableSpec(OutputSpec):
     @property
     def input_shape(self) -> tuple[int]:
         """Shape (F + K,) of one encoded row."""
-        return (len(self.number_columns) + len(self.indicator_columns) + len(self.category_columns),)
+        return (self.num_numbers + len(self.indicator_columns) + len(self.category_columns),)
 
     def random_rows(self, count: int) -> np.ndarray:
         """Return random encoded rows (count, F + K) float32, always the same, to try a network on."""
         generator = np.random.default_rng(0)
-        numbers = generator.normal(size=(count, len(self.number_columns)))
+        numbers = generator.normal(size=(count, self.num_numbers))
         indicators = generator.integers(0, 2, (count, len(self.indicator_columns)))
         slots = generator.integers(0, self.categories, (count, len(self.category_columns)))
         return np.concatenate([numbers, indicators, slots], 1).astype(np.float32)
@@ -171,15 +177,16 @@ class TableSpec(OutputSpec):
         problems: list[Problem] = []
         odd: list[str] = []
         unseen, missing = Counter[str](), Counter[str]()
-        indicator = len(self.number_columns)
-        for i, column in enumerate(self.number_columns):
+        start, indicator = 0, self.num_numbers
+        for column in self.number_columns:
             cells = column.read_cells(table.columns[column.name])
             is_missing = np.isnan(cells.values)
             problems += cells.problems
             odd += cells.remarks
             if is_missing.any() and (count := int(is_missing.sum()) - len(cells.problems)):
                 missing[column.name] = count
-            x[:, i] = column.scaled(cells.values)
+            x[:, start : start + column.num_inputs] = column.encoded(cells.values)
+            start += column.num_inputs
             if column.indicator:
                 x[:, indicator] = is_missing
                 indicator += 1

@@ -231,6 +231,36 @@ def test_leaks_identifiers_and_what_is_left_out_are_called_by_name():
     assert "column 'twice' determines the target 'price'" in said
 
 
+def test_a_row_counter_is_kept_if_a_number_follows_it():
+    frame = homes(120)
+    count = np.arange(120)
+    frame["n"] = count
+    ignore = ("dear",)
+    assert rows_of(frame, ignore=ignore).left_out["n"] == "row counter"  # the homes have no order
+    frame["price"] += 3 * count
+    rows = rows_of(frame, ignore=ignore)
+    assert "n" in [c.name for c in rows.spec.columns] and "n" not in rows.left_out
+    text = "column 'n': a row counter that the target follows: used as a number. See --split-by"
+    assert text in rows.warnings
+    assert "n" in rows_of(frame, "dear", ignore=("price",)).left_out
+
+
+def test_the_order_of_dates_is_that_of_all_rows_and_is_described():
+    frame = homes(60)
+    frame["built"] = pd.to_datetime(frame["built"]).dt.strftime("%d/%m/%Y")
+    frame["sold"] = pd.Timestamp("2024-01-01") + pd.to_timedelta(np.arange(60) * 6, unit="h")
+    rows = rows_of(frame)
+    column = {c.name: c for c in rows.spec.columns}
+    assert describe_table(rows)["columns"] == {"number": 1, "category": 2, "boolean": 1, "date": 2}
+    details = describe_table(rows)["column_details"]
+    assert all(details[name]["style"] == column[name].dates.describe() for name in ("built", "sold"))
+    assert column["built"].dates.describe().startswith("day first; 19")
+    assert rows.x.shape == (60, *rows.spec.input_shape) and not [w for w in rows.warnings if "do not show" in w]
+    assert fingerprint_table(rows) == fingerprint_table(rows_of(frame))
+    frame["built"] = frame["built"].str.replace("15/", "05/")
+    assert [w for w in rows_of(frame).warnings if w.startswith("column 'built': dates such as 05/")]
+
+
 def test_copies_are_counted_and_stay_on_one_side():
     frame = homes(60)
     frame = pd.concat([frame, frame.head(10)], ignore_index=True)
