@@ -1,7 +1,7 @@
 """Calibration of the weights that a run keeps: the temperature of its class probabilities, in the weights of the head.
 
-A head whose weights are divided by the temperature has calibrated logits. So `predict`, `evaluate` and every export use
-the temperature without knowing of it, and the weights that training resumes from stay as they are.
+A head whose weights are divided by the temperature has calibrated logits, so that `predict`, `evaluate` and every export
+are calibrated without a change. The weights that training resumes from stay as they are.
 """
 
 from pathlib import Path

@@ -228,7 +228,8 @@ class Recipe(DataOptions):
     def _text_problems(self) -> list[str]:
         """Return the fields whose text has the wrong form."""
         values = {name: getattr(self, name) for name in TEXTS}
-        empty = [f.name for f in fields(self) if f.name not in TEXTS and getattr(self, f.name) == ""]
+        has_own_error = (*TEXTS, "name")
+        empty = [f.name for f in fields(self) if f.name not in has_own_error and getattr(self, f.name) == ""]
         return [f"{name}: expected a text with characters, got none; leave it out" for name in empty] + [
             f"{name}: expected {TEXTS[name].words}, got {short_repr(value)}"
             for name, value in values.items()

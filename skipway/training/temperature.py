@@ -23,8 +23,8 @@ _SMALLEST = 1e-38  # probability, of float32
 def best_temperature(scores: ClassScores) -> float:
     """Return the temperature that minimizes the cross-entropy of `scores`, with a prior around 1.
 
-    The logarithm of the temperature has a normal prior with standard deviation 0.5. It decides on a few samples, and
-    has no influence on hundreds.
+    The logarithm of the temperature has a normal prior with standard deviation 0.5. It keeps the temperature near 1
+    for a few samples, and has little influence for hundreds.
 
     >>> shares = np.array([[0.99, 0.01]] * 80 + [[0.01, 0.99]] * 20)
     >>> labels = np.zeros(100, int)

@@ -66,7 +66,7 @@ def test_one_class_and_one_split_of_parquet_files_are_enough(place, weights, tmp
     for i, path in enumerate(("a/test-00000-of-00001.parquet", "b/bees.parquet")):
         parquet(tmp_path / path, [1] * len(rows), names, rows=rows)
         part = evaluate(weights, tmp_path / path.partition("/")[0])
-        assert part.split == ("test", "train")[i] and [row["count"] for row in part.classes] == [0, 12, 0]
+        assert part.split == ("test", "all")[i] and [row["count"] for row in part.classes] == [0, 12, 0]
 
 
 def test_evaluation_takes_the_options_that_training_takes(place, weights, tmp_path):
