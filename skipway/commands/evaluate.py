@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from skipway.commands.evaluation_output import AnyEvaluation, evaluation_of
+from skipway.commands.evaluation_output import ALL, AnyEvaluation, evaluation_of
 from skipway.commands.inference_engine import ENGINES, with_fastest_engine
 from skipway.data.column_roles import ColumnRoles
 from skipway.data.image_spec import Spec
@@ -19,7 +20,8 @@ from skipway.data.images.decoded_images import DecodedImages, DecodeSettings
 from skipway.data.images.loader import ImageBatches
 from skipway.data.sources.decode import REPORTED_NOTES
 from skipway.data.sources.image_source import Source
-from skipway.data.sources.in_memory import hold_data
+from skipway.data.sources.in_memory import held_data, hold_data
+from skipway.data.sources.missing_file import missing_file
 from skipway.data.tables.dataset import encode_labeled
 from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.row_digests import DIGEST_PREFIX
@@ -68,8 +70,8 @@ def evaluate(
         run: run folder, weights file or network.
         data: labeled images or a labeled table, also as objects: see `skipway.train`.
         y: targets of objects, one per sample; None if they are part of `data`.
-        split: "train", "val" or "test". The default is test if it exists, else val, else train (all images of a
-            dataset without splits).
+        split: "train", "val" or "test". The default is test if it exists, else val, else train. All samples of a
+            dataset without splits are evaluated as "all".
         tta: average the outputs over several views of each image (test-time augmentation).
         engine: inference engine: "auto", "torch" or "openvino".
         precision: "auto", "fp32", "bf16" or "int8".
@@ -90,7 +92,7 @@ def evaluate(
     >>> run = sw.train("wine", epochs=1, output=tempfile.mkdtemp())
     >>> evaluation = evaluate(run.path, "wine")
     >>> evaluation.split, evaluation.count, 0 <= evaluation.accuracy <= 1
-    ('train', 178, True)
+    ('all', 178, True)
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     with hold_data(data, y) as name:
@@ -123,7 +125,8 @@ def _evaluate(
             "of rows. Pass a folder of class folders, or a table that names images."
         )
     is_asked = split is not None
-    split = _chosen_split(data, split, [name for name in ("test", "val", "train") if source.count(name)])
+    splits = [name for name in ("test", "val", "train") if source.count(name)]
+    split = _chosen_split(data, split, splits)
     images = _decoded_split(source, spec, reading, split, console=console, stop=stop)
     for warning in source.warnings:
         console.print(f"warning: {warning}")
@@ -156,7 +159,7 @@ def _evaluate(
     return evaluation_of(
         spec,
         scores,
-        split=split,
+        split=_name_of_split(split, splits, is_asked=is_asked),
         count=len(rows),
         skipped=len(images.skipped),
         noun="images",
@@ -197,7 +200,7 @@ def _evaluated_by(run: Path | None) -> tuple[str, str] | None:
     return chosen if is_known and chosen != ("torch", "fp32") else None
 
 
-def _chosen_split(data: object, split: str | None, available: list[str]) -> str:
+def _chosen_split(data: object, split: str | None, available: Sequence[str]) -> str:
     """Return `split`, or the first available split if it is None."""
     if split is not None and split not in available:
         raise InputError(
@@ -205,6 +208,11 @@ def _chosen_split(data: object, split: str | None, available: list[str]) -> str:
             f"{printable(split)!r}. Choose another --split."
         )
     return split or available[0]
+
+
+def _name_of_split(split: str, available: Sequence[str], *, is_asked: bool) -> str:
+    """Return the split in words: data without splits is no training set, unless the caller names it so."""
+    return ALL if list(available) == ["train"] and not is_asked else split
 
 
 def _decoded_split(
@@ -265,13 +273,16 @@ def _evaluate_table(
     """Return the metrics of `network` on a split of a table: by default test if it exists, else val, else train."""
     spec = network.require_table_spec()
     tables = open_table_source(data, ColumnRoles(target=spec.target_names))
+    if tables is None and held_data(data) is None and not Path(data).expanduser().exists():
+        raise missing_file(Path(data))
     if tables is None:
         raise InputError(
             f"cannot evaluate {printable(data)}: expected a table, because the model was trained on one. Pass a .csv "
             "or .parquet file."
         )
     is_asked = split is not None
-    split = _chosen_split(data, split, [name for name in ("test", "val", "train") if name in tables.splits])
+    splits = [name for name in ("test", "val", "train") if name in tables.splits]
+    split = _chosen_split(data, split, splits)
     table = tables.splits[split]
     rows = encode_labeled(table, spec)
     for line in [*table.notes, *rows.encoded.remarks()]:
@@ -284,7 +295,7 @@ def _evaluate_table(
     return evaluation_of(
         spec,
         scores,
-        split=split,
+        split=_name_of_split(split, splits, is_asked=is_asked),
         count=len(rows.y),
         skipped=rows.skipped,
         noun="rows",

@@ -11,8 +11,9 @@ from skipway.training.scores import Scores
 from skipway.utils.finite_values import finite_values
 from skipway.utils.format_text import count_of
 
-__all__ = ["AnyEvaluation", "Evaluation", "LabelEvaluation", "RegressionEvaluation", "evaluation_of"]
+__all__ = ["ALL", "AnyEvaluation", "Evaluation", "LabelEvaluation", "RegressionEvaluation", "evaluation_of"]
 
+ALL = "all"  # name of the samples of a dataset without splits
 _IN_FIRST_LINE = ("accuracy", "map", "loss")
 
 
@@ -21,7 +22,7 @@ class _SplitEvaluation:
     """Part that the evaluations of all tasks share; prints as a table.
 
     Attributes:
-        split: "train", "val" or "test".
+        split: "train", "val" or "test", or "all" for a dataset without splits.
         count: number of evaluated samples.
         loss: mean loss.
         skipped: number of unreadable or unlabeled images, or of rows without a target.

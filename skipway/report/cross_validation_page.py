@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from skipway.report import svg_figures
 from skipway.report.calibration import reliability
+from skipway.report.headline import folds_lead
 from skipway.report.html import PREDICTIONS, environment, target_columns
 from skipway.report.palette import css_variables
 from skipway.report.run_reader import Reader, mapping, number
@@ -49,6 +50,8 @@ def write(folder: Path) -> Path:
         "data_name": str(values.get("data", "")),
         "noun": noun,
         "metric_title": metric.title,
+        "kept_epoch": str(values.get("kept_epoch", "best")),
+        "lead": folds_lead(values, metric),
         "value": metric.text(number(values.get(metric.name, values["mean"])), 2),
         "interval": _interval(values, metric.name),
         "spread": _spread(values, metric.name),

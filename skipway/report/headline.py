@@ -6,10 +6,10 @@ from typing import Any
 
 from skipway.report.run_reader import mapping, number
 from skipway.report.verdicts import majority, metric_of, percent
-from skipway.utils.primary_metric import PRIMARY_METRICS
+from skipway.utils.primary_metric import PRIMARY_METRICS, PrimaryMetric
 from skipway.utils.uncertainty import exceeds_share, r2_interval, wilson_interval
 
-__all__ = ["SPLITS", "headline", "metric_table"]
+__all__ = ["SPLITS", "baseline_lead", "evaluation_note", "folds_lead", "headline", "kept_epoch", "metric_table"]
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 _LOSSES = {
@@ -161,3 +161,68 @@ def metric_table(facts: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, l
     if rows:
         table.append((f"{facts['noun'].capitalize()}", [f"{row['count']:,}" if row["count"] else "–" for row in rows]))
     return names, table
+
+
+def kept_epoch(metrics: Mapping[str, Any]) -> str:
+    """Return the epoch of the weights that a run kept, "best" or "last", by the values of its metrics.json."""
+    return "last" if mapping(metrics.get("resolved")).get("kept_epoch") == "last" else "best"
+
+
+def evaluation_note(metrics: Mapping[str, Any]) -> str:
+    """Return which rows of a table evaluate the model, and what else they were used for; empty for images.
+
+    Args:
+        metrics: values of metrics.json.
+    """
+    data = mapping(metrics.get("data"))
+    if data.get("kind") != "table":
+        return ""
+    split = "test" if "test_loss" in metrics else "val"
+    count, temperature = number(mapping(data.get("counts")).get(split)), number(metrics.get("temperature"))
+    names = "Model and baseline are" if "reason" not in mapping(metrics.get("baseline")) else "The model is"
+    rows = f"{names} evaluated on {'the same ' if 'are' in names else ''}{count:,.0f} {SPLITS[split]} rows"
+    if split == "test":
+        return f"{rows}, which selected nothing."
+    if kept_epoch(metrics) == "best":
+        return f"{rows}, which also selected the epoch: the result is optimistic. Add a test table, or drop --patience."
+    end = "the weights are those of the last epoch"
+    if math.isfinite(temperature):
+        only = f"which selected nothing but the temperature of the probabilities ({temperature:.3g})"
+        return f"{rows}, {only}: {end}. The loss is slightly optimistic."
+    if data.get("task") == "multilabel":
+        return f"{rows}, which selected nothing but the thresholds of the labels: {end}. F1 is slightly optimistic."
+    return f"{rows}, which selected nothing: {end}."
+
+
+def baseline_lead(metrics: Mapping[str, Any], metric: str) -> str:
+    """Return a sentence if the baseline is ahead of the model on the rows that evaluate both, else an empty text.
+
+    Args:
+        metrics: values of metrics.json.
+        metric: "accuracy", "map" or "r2".
+    """
+    baseline = mapping(metrics.get("baseline"))
+    split = "test" if f"test_{metric}" in metrics else "val"
+    value, of_model = (number(source.get(f"{split}_{metric}")) for source in (baseline, metrics))
+    count = number(mapping(mapping(metrics.get("data")).get("counts")).get(split))
+    return _lead(baseline, value, of_model, PRIMARY_METRICS[metric], where=f"on the {count:,.0f} {SPLITS[split]} rows")
+
+
+def folds_lead(values: Mapping[str, Any], metric: PrimaryMetric) -> str:
+    """Return a sentence if the baseline is ahead in the mean over the folds, else an empty text.
+
+    Args:
+        values: values of folds.json.
+        metric: primary metric.
+    """
+    baseline = mapping(values.get("baseline"))
+    value, of_model = (number(source.get("mean")) for source in (baseline, values))
+    return _lead(baseline, value, of_model, metric, where="in the mean over the folds")
+
+
+def _lead(baseline: Mapping[str, Any], value: float, of_model: float, metric: PrimaryMetric, *, where: str) -> str:
+    texts = [metric.text(score, 2) for score in (value, of_model)]
+    if not value > of_model or texts[0] == texts[1]:
+        return ""
+    name = str(baseline.get("name", "the baseline")).capitalize()
+    return f"{name} is ahead {where}: {metric.title} {texts[0]} against {texts[1]}."

@@ -18,7 +18,7 @@ from skipway.report import classification_plots, learning_curves, plot_style
 from skipway.report.calibration import bias, reliability
 from skipway.report.checks import run_checks
 from skipway.report.embed_images import embed_plots, worst_images
-from skipway.report.headline import SPLITS, headline, metric_table
+from skipway.report.headline import SPLITS, baseline_lead, evaluation_note, headline, kept_epoch, metric_table
 from skipway.report.label_figures import confused_labels, label_predictions
 from skipway.report.palette import css_variables
 from skipway.report.report_figures import figures_of
@@ -135,6 +135,7 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
     }
     facts |= _data_facts(reader, data)
     facts["best"] = _best(history, metrics, facts["counts"].get("val", 0))
+    facts["kept_epoch"], facts["lead"] = kept_epoch(metrics), baseline_lead(metrics, metric_of(facts).name)
     facts["targets"] = target_columns(predictions, facts["target"])
     facts |= {"largest_errors": _largest_errors(predictions, facts["targets"]), "predictions": predictions}
     facts["headline"] = headline(facts)
@@ -143,7 +144,8 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
     facts["checks"] = run_checks(facts)
     shown = " ".join(check.text for check in facts["checks"])
     facts["remarks"] = (
-        _weight_remarks(facts["weights"])
+        [note for note in (evaluation_note(metrics),) if note]
+        + _weight_remarks(facts["weights"])
         + [text for text in verdicts(facts) if text[:-1] not in shown]
         + growth_lines(metrics)
     )
@@ -312,7 +314,8 @@ def _largest_errors(predictions: list[dict[str, str]], targets: list[tuple[str, 
 def _draw(folder: Path, history: list[dict[str, float]], facts: dict[str, Any]) -> None:
     """Write the plots of a run as PNG files, for slides and papers."""
     home = folder / "plots"
-    learning_curves.plot_learning_curves(history, home / "curves.png", best=int(facts["best"].get("epoch", 0)) or None)
+    epoch = int(facts["best"].get("epoch", 0)) or None
+    learning_curves.plot_learning_curves(history, home / "curves.png", best=epoch, kept=facts["kept_epoch"])
     learning_curves.plot_schedule(facts["schedule"], home / "schedule.png")
     classification_plots.plot_class_counts(facts["classes"], home / "classes.png")
     if facts["matrix"] is not None:

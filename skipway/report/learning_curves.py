@@ -42,7 +42,9 @@ _SPARE = {"accuracy": 5.0, "map": 5.0, "r2": 0.05}
 _BEST = {"accuracy": ", {:.1f}%", "map": ", {:.1f}%", "r2": ", {:.3f}"}
 
 
-def plot_learning_curves(history: Sequence[Mapping[str, Any]], path: str | Path, best: int | None = None) -> None:
+def plot_learning_curves(
+    history: Sequence[Mapping[str, Any]], path: str | Path, best: int | None = None, *, kept: str = "best"
+) -> None:
     """Plot loss and accuracy or R2 over epochs, training and validation.
 
     `best` is the epoch to mark, if not that of the highest score.
@@ -75,7 +77,7 @@ def plot_learning_curves(history: Sequence[Mapping[str, Any]], path: str | Path,
         if len(values) and not steep:
             _widen_y_axis(axes, values, kind)
         if best_row is not None:
-            text = f"best: epoch {epochs[best_row]:g}" + _BEST.get(kind, "").format(val[best_row])
+            text = f"{kept}: epoch {epochs[best_row]:g}" + _BEST.get(kind, "").format(val[best_row])
             _mark_best(axes, float(epochs[best_row]), y=float(val[best_row]), text=text)
         _label_ends(axes, epochs, [("training", train, BLUE), ("validation", val, VERMILION)])
     save_figure(figure, path)

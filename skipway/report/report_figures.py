@@ -38,6 +38,7 @@ def figures_of(facts: Mapping[str, Any], reader: Reader) -> dict[str, Any]:
             metric_of(facts).name,
             best=facts["best"].get("epoch", 0),
             events=run_events(facts["metrics"], last),
+            kept=facts["kept_epoch"],
         ),
         "schedule": svg_figures.schedule(facts["schedule"], [number(row.get("lr")) for row in history]),
         "confusion": confusion,

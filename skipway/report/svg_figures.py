@@ -44,9 +44,12 @@ class Figure:
 
 
 def learning_curves(
-    history: Sequence[Mapping[str, Any]], metric: str, *, best: float, events: Sequence[Event]
+    history: Sequence[Mapping[str, Any]], metric: str, *, best: float, events: Sequence[Event], kept: str = "best"
 ) -> Figure | None:
-    """Draw loss and metric ("accuracy", "map" or "r2") over the epochs; None if there is no epoch."""
+    """Draw loss and metric ("accuracy", "map" or "r2") over the epochs; None if there is no epoch.
+
+    The run kept the weights of the epoch `best`, the "best" or the "last" one, as `kept` names it.
+    """
     if not history:
         return None
     epochs = [finite_or_nan(row.get("epoch")) for row in history]
@@ -63,13 +66,13 @@ def learning_curves(
         y = score_axis if key == metric else _loss_axis([*values["train"], *values["val"]], metric)
         lines = [Line(word, epochs, values[part], color) for part, (word, color) in _PARTS.items()]
         lines = [line for line in lines if any(map(math.isfinite, line.ys))]  # mAP is measured in validation alone
-        extra = [Mark(e, f"best epoch {e:g}", v) for e, v in zip(epochs, values["val"], strict=True) if e == best]
+        extra = [Mark(e, f"{kept} epoch {e:g}", v) for e, v in zip(epochs, values["val"], strict=True) if e == best]
         ordered = sorted([*marks, *extra], key=lambda mark: mark.x)
         panels.append(line_chart(title, lines, x=Axis("epoch", whole=True), y=y, marks=ordered))
     shows = f"Loss and {name} after each epoch, on training and validation data."
     if events:
         shows += " Dashed lines mark changes of the network or of its learning rate."
-    return Figure(tuple(panels), shows, _describe_courses(courses, epochs, name, best=best))
+    return Figure(tuple(panels), shows, _describe_courses(courses, epochs, name, best=best, kept=kept))
 
 
 _PARTS = {"train": ("training", "blue"), "val": ("validation", "orange")}
@@ -84,9 +87,9 @@ def _loss_axis(values: Sequence[float], metric: str) -> Axis:
 
 
 def _describe_courses(
-    courses: Sequence[Mapping[str, list[float]]], epochs: list[float], name: str, *, best: float
+    courses: Sequence[Mapping[str, list[float]]], epochs: list[float], name: str, *, best: float, kept: str
 ) -> str:
-    """Write how both losses moved, and the metrics of the best epoch."""
+    """Write how both losses moved, and the metrics of the epoch `best`."""
     losses = [f"{word} loss {_course(courses[0][part])}" for part, (word, _) in _PARTS.items()]
     losses = [text for text in losses if not text.endswith(" ")]
     text = f"This run: {' and '.join(losses)}." if losses else "This run: no loss is finite."
@@ -96,7 +99,7 @@ def _describe_courses(
     unit, form = ("", ".3f") if name == "R2" else ("%", ".1f")
     scores = [(word, courses[1][part][row]) for part, (word, _) in _PARTS.items()]
     parts = [f"{value:{form}}{unit} in {word}" for word, value in scores if math.isfinite(value)]
-    return f"{text} In its best epoch, {best:g}, {name} was {' and '.join(parts)}." if parts else text
+    return f"{text} In its {kept} epoch, {best:g}, {name} was {' and '.join(parts)}." if parts else text
 
 
 def _course(values: Sequence[float]) -> str:

@@ -165,8 +165,9 @@ def _overfitting(facts: Mapping[str, Any], best: Mapping[str, float], metric: st
     noun = facts.get("noun", "images")
     remedy = "augmentation" if noun == "images" else "dropout"
     return [
-        f"The model overfits: in the best epoch its accuracy is {percent(train)} on the training {noun} and "
-        f"{percent(val)} on the validation {noun}. More {noun} or stronger {remedy} reduce this gap."
+        f"The model overfits: in the {facts.get('kept_epoch', 'best')} epoch its accuracy is {percent(train)} on the "
+        f"training {noun} and {percent(val)} on the validation {noun}. More {noun} or stronger {remedy} reduce this "
+        "gap."
     ]
 
 
@@ -266,7 +267,7 @@ def _nothing_notable(
         losses = [number(best.get(f"{part}_loss")) for part in ("train", "val")]
         if not all(map(math.isfinite, losses)):
             return []
-        text = f"In the best epoch, the loss is {losses[0]:.3g} in training and {losses[1]:.3g} in validation"
+        text = f"In epoch {best['epoch']:g}, the loss is {losses[0]:.3g} in training and {losses[1]:.3g} in validation"
         return [f"{text}{_later_epochs(history, best, metric)}."]
     train, val = (number(best.get(f"{part}_{metric}")) for part in ("train", "val"))
     if not math.isfinite(train - val):

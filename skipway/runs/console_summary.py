@@ -7,6 +7,7 @@ import torch
 
 from skipway.errors import printable
 from skipway.models.network import Network
+from skipway.report.headline import baseline_lead, evaluation_note, kept_epoch
 from skipway.runs.datamodule import DataModule
 from skipway.runs.head_phase import HEAD_FITS
 from skipway.runs.headline import describe_precision, describe_uncertainty, format_metric, offer_folds
@@ -15,7 +16,7 @@ from skipway.training.lr_finder import RangeTest
 from skipway.training.trainer import Settings
 from skipway.utils.atomic_files import free_bytes
 from skipway.utils.console import duration
-from skipway.utils.format_text import count_of
+from skipway.utils.format_text import count_of, in_sentence
 
 __all__ = ["introduction", "range_test_line", "verdict"]
 
@@ -112,8 +113,10 @@ def verdict(metrics: dict[str, Any], metric: str, datamodule: DataModule, *, fol
     splits = [split for split in ("val", "test") if f"{split}_{metric}" in metrics]
     lines = [
         f"{metrics['status']} after {duration(metrics['seconds'])}, {metrics['samples_per_second']:,.0f} {noun}/s, "
-        f"best epoch {metrics['best_epoch']} of {metrics['epochs']}",
+        f"{kept_epoch(metrics)} epoch {metrics['best_epoch']} of {metrics['epochs']}",
         *(_split_line(metrics, metric, datamodule, split) for split in splits),
+        f"warning: {in_sentence(lead)}" if (lead := baseline_lead(metrics, metric)) else "",
+        f"note: {in_sentence(note)}" if (note := evaluation_note(metrics)) else "",
         describe_precision(metrics["resolved"]["precision"], evaluated, views=datamodule.recipe.tta),
         f"report: {report}",
         f"weights: {folder}/weights/best.safetensors",

@@ -103,7 +103,7 @@ _MOST_FOR_REGRESSION = 200_000  # training images: the features of more take min
 
 # Tables are small and noisy compared with images: see benchmarks/tables.py.
 TABLE_NETWORK: dict[str, Any] = {"layers": 2, "width": 64, "dropout": 0.2}
-TABLE_DEFAULTS = FamilyDefaults(lr=5e-4, batch=32, momentum=0.9, weight_decay=0.05, label_smoothing=0.1)
+TABLE_DEFAULTS = FamilyDefaults(lr=5e-4, batch=32, momentum=0.9, weight_decay=0.05, label_smoothing=0.0)
 _TABLE_STEPS = 300
 _SMALL_SET = 5_000  # training samples
 _MOST_POSITIVE = 100.0  # factor of the loss of samples with a rare label
@@ -174,7 +174,7 @@ def settings_for(
         freeze_epochs=_PRETRAINED_FREEZE_EPOCHS if head == "regression" else _freeze_epochs(recipe, pretrained),
         freeze_until=freeze_until,
         layer_decay=_value_or(recipe.layer_decay, _PRETRAINED_LAYER_DECAY if pretrained and not is_later_part else 1.0),
-        label_smoothing=_label_smoothing(recipe, defaults, targets.task),
+        label_smoothing=_label_smoothing(recipe, TABLE_DEFAULTS if is_table else defaults, targets.task),
         class_weights=targets.loss_weights() if recipe.balance == "weights" else None,
         l1=recipe.l1,
         l2=recipe.l2,
@@ -187,6 +187,9 @@ def settings_for(
         precision=precision_for(recipe, device, is_table),
         device=device,
         save_every=recipe.save_every,
+        # Few validation rows: the best of many epochs on them would look better than it is.
+        kept_epoch="last" if is_table and recipe.patience is None else "best",
+        calibrate=is_table and targets.task == "classification",
         fsdp=recipe.fsdp,
         recompute=recipe.recompute,
     )

@@ -15,6 +15,7 @@ from skipway.models.load_model import restore
 from skipway.models.network import Network
 from skipway.models.network_outputs import average_views
 from skipway.report import html
+from skipway.runs.calibrated_weights import calibrate_weights
 from skipway.runs.console_summary import verdict
 from skipway.runs.datamodule import DataModule
 from skipway.runs.environment import describe_environment
@@ -27,7 +28,7 @@ from skipway.training.best_weights import refuse_other_weights
 from skipway.training.checkpoint import load_weights, save_weights
 from skipway.training.label_metrics import best_thresholds
 from skipway.training.metrics import compute_metrics, score
-from skipway.training.scores import LabelScores, Scores
+from skipway.training.scores import ClassScores, LabelScores, Scores
 from skipway.training.trainer import State, Trainer
 from skipway.utils.atomic_files import write_json
 from skipway.utils.console import Console
@@ -83,6 +84,11 @@ def finish_run(
             model = fuse(best, precision)
         computed = (features.engine if features is not None else "torch", precision)
     scores_of = _evaluate(model, datamodule, trainer, features=features, poll=poll)
+    temperature = header.get("temperature")
+    if trainer.settings.calibrate and temperature is None:
+        val = cast(ClassScores, scores_of["val"])
+        temperature = calibrate_weights(best, val, path, tensors=tensors, header=header)
+        scores_of = _evaluate(best, datamodule, trainer, features=None, poll=poll)
     if isinstance(scores_of["val"], LabelScores):
         scores_of = _with_thresholds(scores_of, path, tensors, header)
     metrics: dict[str, Any] = {}
@@ -94,6 +100,7 @@ def finish_run(
     datamodule.write_evaluation(folder, scores, split)
     metrics |= _describe_training(best, datamodule, trainer, facts)
     metrics["evaluated_by"] = dict(zip(("engine", "precision"), computed, strict=True))
+    metrics |= {"temperature": temperature} if temperature is not None else {}
     metrics |= uncertainty_metrics(metrics, trainer.task.primary_metric, metrics["data"])
     write_json(folder / "metrics.json", with_schema(metrics))
     if facts["grown"]:  # env.json describes the network before it grew

@@ -14,13 +14,14 @@ from typing import Any
 
 from skipway.errors import InputError, printable
 from skipway.report import cross_validation_page
+from skipway.report.headline import folds_lead, kept_epoch
 from skipway.report.run_reader import UNREADABLE, rows_of
 from skipway.runs.finished_run import Run
 from skipway.runs.headline import describe_uncertainty, format_metric
 from skipway.runs.pooled_metrics import NUMERIC, pool_metrics
 from skipway.runs.run_csv_tables import write_records
 from skipway.utils.atomic_files import write_json
-from skipway.utils.format_text import count_of
+from skipway.utils.format_text import count_of, in_sentence
 from skipway.utils.natural_order import natural_key
 from skipway.utils.primary_metric import PRIMARY_METRICS, primary_metric_in
 from skipway.utils.run_schema import with_schema
@@ -69,12 +70,23 @@ def write_folds(
         **pool_metrics(folder, rows, metric, target),
         "mean": mean(values),
         "standard_deviation": stdev(values),
+        "kept_epoch": "last" if all(kept_epoch(run.metrics) == "last" for run in runs) else "best",
+        **_baseline(runs, metric),
         "seconds": round(sum(fold["seconds"] for fold in folds), 2),
         "folds": folds,
     }
     write_json(folder / "folds.json", with_schema(facts))
     cross_validation_page.write(folder)
     return facts
+
+
+def _baseline(runs: Sequence[Run], metric: str) -> dict[str, Any]:
+    """Return the name and the mean metric of the baseline as "baseline"; empty if a fold has none."""
+    baselines = [run.metrics.get("baseline", {}) for run in runs]
+    values = [baseline[f"val_{metric}"] for baseline in baselines if f"val_{metric}" in baseline]
+    if len(values) < len(runs):
+        return {}
+    return {"baseline": {"name": baselines[0]["name"], "mean": mean(values)}}
 
 
 def _metric_of(run: Run) -> str:
@@ -176,7 +188,7 @@ def describe_fold(run: Run, noun: str) -> str:
     """
     row, metric = fold_row(run), _metric_of(run)
     model = run.metrics["resolved"]["model"]
-    epochs = f"best epoch {row['best_epoch']} of {row['epochs']}"
+    epochs = f"{kept_epoch(run.metrics)} epoch {row['best_epoch']} of {row['epochs']}"
     return f"{metric} {format_metric(row[metric], metric)} on {count_of(row['val'], noun[:-1])}, {model}, {epochs}"
 
 
@@ -203,7 +215,9 @@ def describe_folds(values: dict[str, Any], noun: str, folder: Path) -> str:
         f"note: each of the {count} models was trained on {(count - 1) / count:.0%} of the {noun} and evaluated on the "
         "rest. To train a model for use, run the same command without --folds.",
     ]
-    if any(fold["epochs"] > 1 for fold in folds):
+    if lead := folds_lead(values, primary):
+        lines.append(f"warning: {in_sentence(lead)}")
+    if values["kept_epoch"] == "best" and any(fold["epochs"] > 1 for fold in folds):
         lines.append(
             f"note: the best epoch of each model was selected on the {noun} that evaluate it, so the result is "
             "slightly optimistic."

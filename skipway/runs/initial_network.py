@@ -180,4 +180,5 @@ def _has_weights(name: str) -> bool:
 def _options(recipe: Recipe, model: tuple[str, dict[str, Any]]) -> dict[str, Any]:
     """Return the options of the network, updated with those of the recipe."""
     fields = {field: getattr(recipe, field) for field in ("stem", "drop_path", "dropout")}
-    return {**model[1], **{field: value for field, value in fields.items() if value}}
+    # A rate of 0 is the default of every architecture, and some have no such option.
+    return {**model[1], **{name: value for name, value in fields.items() if value or (value == 0 and name in model[1])}}

@@ -22,7 +22,7 @@ from skipway.runs.head_phase import HeadFit, fit_head
 from skipway.runs.image_datamodule import ImageDataModule
 from skipway.runs.last_layers import frozen_batches, layers_after
 from skipway.runs.last_layers_plan import frozen_layer_for
-from skipway.runs.resume import KEPT_SETTINGS, EarlierRun, machine_facts
+from skipway.runs.resume import KEPT_SETTINGS, SETTINGS_OF_EARLIER_VERSIONS, EarlierRun, machine_facts
 from skipway.runs.run_folder import point_last, write_recipe
 from skipway.runs.run_plots import write_range_test
 from skipway.runs.signal_flow_callback import SignalFlowCallback
@@ -151,8 +151,10 @@ class PreparedRun:
         )
         if checkpoint is None:
             return settings, batch_size
-        kept = {name: value for name, value in checkpoint.state["settings"].items() if name in KEPT_SETTINGS}
-        return replace(settings, **kept), checkpoint.state["batch_size"]
+        saved = checkpoint.state["settings"]
+        kept = {name: value for name, value in saved.items() if name in KEPT_SETTINGS}
+        earlier = {name: value for name, value in SETTINGS_OF_EARLIER_VERSIONS.items() if name not in saved}
+        return replace(settings, **kept, **earlier), checkpoint.state["batch_size"]
 
     def _facts(self, network: Network, settings: Settings, batch_size: int) -> dict[str, Any]:
         """Return the facts in checkpoints besides the trainer's tensors and state."""
@@ -218,7 +220,8 @@ class PreparedRun:
 
     def _seconds_left(self) -> float:
         """Return the seconds left of the time limit, or of the default duration."""
-        return (self.recipe.time_limit or DEFAULT_SECONDS) - (time.monotonic() - self.began)
+        limit = DEFAULT_SECONDS if self.recipe.time_limit is None else self.recipe.time_limit
+        return limit - (time.monotonic() - self.began)
 
     def _change_recipe(self, **changes: Any) -> None:
         self.recipe, self.config = replace(self.recipe, **changes), replace(self.config, **changes)

@@ -2,16 +2,18 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
+from skipway.data.column_roles import ColumnRoles
 from skipway.errors import InputError, did_you_mean, printable
 from skipway.runs.recipe import Recipe
 
 __all__ = ["READ_OPTIONS", "recipe_for_reading"]
 
 READ_OPTIONS = (
-    *("max_pixels", "follow_links", "allow_empty_classes", "cache_size", "target", "task", "label_sep", "image_column"),
-    *("image_root", "split_column", "split_by", "group_column", "weight_column", "features", "ignore", "label_regex"),
+    *("max_pixels", "follow_links", "allow_empty_classes", "cache_size"),
+    *(field.name for field in fields(ColumnRoles)),
 )
 
 

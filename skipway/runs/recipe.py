@@ -139,11 +139,23 @@ class Recipe(DataOptions):
     cutmix: float = option("Augmentation", 0.0, "CutMix alpha (arXiv:1905.04899); 1 is common.", minimum=0, maximum=100)
     tta: bool = option("Augmentation", False, "Test-time augmentation in the final evaluation.")
     label_smoothing: float | None = option(
-        "Regularization", None, "Label smoothing.", effective="0.1; ResNet-9 0.2", minimum=0, maximum=0.99
+        "Regularization", None, "Label smoothing.", effective="0.1; ResNet-9 0.2; tables 0", minimum=0, maximum=0.99
     )
-    dropout: float = option("Regularization", 0.0, "Dropout rate inside blocks.", minimum=0, maximum=0.99)
-    drop_path: float = option(
-        "Regularization", 0.0, "Stochastic-depth rate of the deepest block.", minimum=0, maximum=0.99
+    dropout: float | None = option(
+        "Regularization",
+        None,
+        "Dropout rate inside blocks.",
+        effective="0.2 for tables, else that of the weights, or 0",
+        minimum=0,
+        maximum=0.99,
+    )
+    drop_path: float | None = option(
+        "Regularization",
+        None,
+        "Stochastic-depth rate of the deepest block.",
+        effective="that of the weights, or 0",
+        minimum=0,
+        maximum=0.99,
     )
     l1: float = option("Regularization", 0.0, "L1 penalty on the weights.", minimum=0, maximum=10)
     l2: float = option(
@@ -216,7 +228,9 @@ class Recipe(DataOptions):
     def _text_problems(self) -> list[str]:
         """Return the fields whose text has the wrong form."""
         values = {name: getattr(self, name) for name in TEXTS}
-        return [
+        has_own_error = (*TEXTS, "name")
+        empty = [f.name for f in fields(self) if f.name not in has_own_error and getattr(self, f.name) == ""]
+        return [f"{name}: expected a text with characters, got none; leave it out" for name in empty] + [
             f"{name}: expected {TEXTS[name].words}, got {short_repr(value)}"
             for name, value in values.items()
             if isinstance(value, str) and not re.fullmatch(TEXTS[name].pattern, value)

@@ -120,6 +120,7 @@ def _automatic_values(
             "pretrained weights" if network.is_pretrained else "no pretrained weights",
         ),
     }
+    automatic |= {name: (plan[name], f"default of {plan['name']}") for name in ("dropout", "drop_path") if name in plan}
     if recipe.lr == "auto":
         automatic["lr"] = "auto", "LR range test before epoch 1"
     else:

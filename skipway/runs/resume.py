@@ -25,6 +25,7 @@ __all__ = [
     "ENDS",
     "KEPT_SETTINGS",
     "MAY_CHANGE",
+    "SETTINGS_OF_EARLIER_VERSIONS",
     "EarlierRun",
     "describe_changes",
     "find_data",
@@ -69,6 +70,8 @@ KEPT_SETTINGS = (
     "layer_decay",
     "class_weights",
 )
+# Settings that checkpoints of earlier versions do not have, with the values that their runs had.
+SETTINGS_OF_EARLIER_VERSIONS: dict[str, Any] = {"kept_epoch": "best", "calibrate": False}
 
 
 @dataclass(frozen=True)

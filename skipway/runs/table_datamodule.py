@@ -131,7 +131,7 @@ class TableDataModule:
         """Return the initial network, and False because tables have no pretrained weights."""
         spec, (name, model_options) = self.rows.spec, self.model
         options = {**model_options, "in_features": spec.input_shape[0], "categories": spec.categories}
-        options |= {k: value for k in ("drop_path", "dropout") if (value := getattr(self.recipe, k))}
+        options |= {k: v for k in ("drop_path", "dropout") if (v := getattr(self.recipe, k)) is not None}
         network = create_model(name, spec.num_classes, **options)
         network.spec = spec
         return network, False

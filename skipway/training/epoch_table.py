@@ -1,7 +1,7 @@
 """Console table of a run: one row per epoch, at most 100 characters wide."""
 
 from skipway.training.losses import Task
-from skipway.training.trainer import State
+from skipway.training.trainer import Settings, State
 from skipway.utils.primary_metric import PRIMARY_METRICS
 
 __all__ = ["format_header", "format_row", "format_speed"]
@@ -18,14 +18,15 @@ def format_header(task: Task) -> str:
     )
 
 
-def format_row(state: State, epochs: int, task: Task) -> str:
-    """Return the row of the last epoch. A star marks the best epoch so far."""
+def format_row(state: State, settings: Settings, task: Task) -> str:
+    """Return the row of the last epoch. A star marks the best epoch so far, unless the run keeps the last one."""
     row, metric = state.history[-1], PRIMARY_METRICS[task.primary_metric]
-    seconds_left = row["seconds"] * (epochs - state.epoch) if row["lr"] and state.status == "running" else 0.0
+    seconds_left = row["seconds"] * (settings.epochs - state.epoch) if row["lr"] and state.status == "running" else 0.0
     train = f"{row['train_loss']:.3f} {metric.text(row[f'train_{metric.train_name}'], 1):>7}"
     val = f"{row['val_loss']:.3f} {metric.text(row[f'val_{metric.name}'], 2):>7}"
-    best = "*" if row["epoch"] == state.best["epoch"] else " "
-    epoch, eta = f"{row['epoch']}/{epochs}", _clock(seconds_left) if seconds_left else ""
+    is_best = settings.kept_epoch == "best" and row["epoch"] == state.best["epoch"]
+    best = "*" if is_best else " "
+    epoch, eta = f"{row['epoch']}/{settings.epochs}", _clock(seconds_left) if seconds_left else ""
     return (
         f"{epoch:>9}  {train:>15}  {val:>15}{best} {row['samples_per_second']:>7,.0f}  "
         f"{row['data_time_fraction']:>9.0%}  {_clock(row['seconds']):>7}  {eta:>7}"

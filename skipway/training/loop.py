@@ -52,7 +52,7 @@ def fit(
         train: training batches.
         validation: validation batches.
         folder: folder of the checkpoints; None saves none.
-        on_epoch: called after each epoch with the state, and the weights if they are the best so far, else None.
+        on_epoch: called after each epoch with the state, and the weights if the run keeps them, else None.
         facts: values that are saved in each checkpoint.
         console: prints the progress bar and the epoch table.
         stop: checked after each optimizer step and each validation batch.
@@ -149,16 +149,16 @@ def _end_epoch(
     on_epoch: Callable[[State, dict[str, Tensor] | None], None],
     console: Console,
 ) -> None:
-    """Record an epoch, hand over the best weights, save a checkpoint and print a row."""
+    """Record an epoch, hand over the weights to keep, save a checkpoint and print a row."""
     settings, state = trainer.settings, trainer.state
-    best = _close_epoch(state, scores, lr=lr, settings=settings, metric=PRIMARY_METRICS[trainer.task.primary_metric])
-    weights = full_state_dict(trainer.eval_model.state_dict()) if best else None
+    is_kept = _close_epoch(state, scores, lr=lr, settings=settings, metric=PRIMARY_METRICS[trainer.task.primary_metric])
+    weights = full_state_dict(trainer.eval_model.state_dict()) if is_kept else None
     if collectives.rank() == 0:
         on_epoch(state, weights)
     if state.epoch == settings.epochs and state.status == "running":
         state.status = "finished"
     writer.save()
-    console.print_under(format_header(trainer.task), format_row(state, settings.epochs, trainer.task))
+    console.print_under(format_header(trainer.task), format_row(state, settings, trainer.task))
     writer.save_if_asked()
 
 
@@ -230,7 +230,7 @@ class _CheckpointWriter:
 
 
 def _close_epoch(state: State, scores: Scores, *, lr: float, settings: Settings, metric: PrimaryMetric) -> bool:
-    """Append the row of the epoch, reset the sums, and return True if this epoch is the best so far."""
+    """Append the row of the epoch, reset the sums, and return True if the run keeps the weights of this epoch."""
     if not math.isfinite(scores.loss):
         raise NotFiniteError(
             f"cannot continue after epoch {state.epoch + 1}: expected a finite validation loss, got {scores.loss}. "
@@ -250,13 +250,15 @@ def _close_epoch(state: State, scores: Scores, *, lr: float, settings: Settings,
         "data_time_fraction": round(state.data_seconds / max(state.seconds, 1e-9), 4),
     }
     state.history.append(row)
-    best = is_best_so_far(state.history, state.best.get("epoch", 0), metric.name, len(scores.ids))
-    if best:
+    is_kept = settings.kept_epoch == "last" or is_best_so_far(
+        state.history, state.best.get("epoch", 0), metric.name, len(scores.ids)
+    )
+    if is_kept:
         state.best = dict(row)
     elif settings.patience and state.epoch - state.best["epoch"] >= settings.patience and state.status == "running":
         state.status = "stopped by patience"
     state.batch, state.loss, state.metric_sum, state.seen, state.seconds, state.data_seconds = 0, 0.0, 0.0, 0, 0.0, 0.0
-    return best
+    return is_kept
 
 
 def _position(settings: Settings, epoch: int, batch: int, batches: int) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,9 @@ from skipway.training.losses import Classification, Task
 from skipway.training.optimizers import make_optimizer, set_rates
 from skipway.training.schedules import make_schedule, momentum_at
 
-__all__ = ["Settings", "State", "Trainer", "preserve_global_state", "has_bf16"]
+__all__ = ["KeptEpoch", "Settings", "State", "Trainer", "preserve_global_state", "has_bf16"]
 
+KeptEpoch = Literal["best", "last"]
 # Data type of autocast by precision.
 _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 _COLUMNS = "columns"  # first layer of the head of a network with feature columns
@@ -54,6 +55,8 @@ class Settings:
     device: str = "cpu"
     save_every: float = 120.0
     recompute: int | str = "none"  # activation checkpointing: blocks per checkpointed group, see `recompute`
+    kept_epoch: KeptEpoch = "best"  # epoch of the weights that a run keeps: by the validation metric, or the last one
+    calibrate: bool = False  # fit the temperature of the probabilities to the validation samples after training
     fsdp: bool = False  # shard weights, gradients and optimizer states over the processes
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from skipway.errors import printable
 
-__all__ = ["count_of", "join_counts", "join_names", "join_sizes", "short_repr"]
+__all__ = ["count_of", "in_sentence", "join_counts", "join_names", "join_sizes", "short_repr"]
 
 
 def count_of(count: int, noun: str, plural: str = "") -> str:
@@ -21,6 +21,15 @@ def count_of(count: int, noun: str, plural: str = "") -> str:
     ('1 image', '1,200 images', '2 classes')
     """
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def in_sentence(text: str) -> str:
+    """Return a sentence as it follows a colon.
+
+    >>> in_sentence("Boosting is ahead.")
+    'boosting is ahead'
+    """
+    return text[:1].lower() + text[1:].removesuffix(".")
 
 
 def join_counts(counts: Mapping[str, int], noun: str) -> str:

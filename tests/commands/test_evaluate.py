@@ -20,7 +20,7 @@ from skipway.utils.stop_signals import StopFlag
 
 def test_evaluation_counts_every_image_once_and_matches_classes_by_name(place, weights, tmp_path):
     whole = evaluate(weights, place / "kinds")
-    assert whole.count == 36 and sum(r["count"] for r in whole.classes) == 36 and whole.split == "train"
+    assert whole.count == 36 and sum(r["count"] for r in whole.classes) == 36 and whole.split == "all"
     files = sorted((place / "kinds").rglob("*.png"))
     right = np.mean([a == f.parent.name for a, f in zip(sw.load(weights).predict(files), files, strict=True)])
     assert whole.accuracy == right
@@ -33,7 +33,7 @@ def test_evaluation_counts_every_image_once_and_matches_classes_by_name(place, w
         assert row["class"] == all_row["class"] and row["recall"] == all_row["recall"]
     text = str(part)
     assert (
-        text.startswith("train: accuracy ")
+        text.startswith("all: accuracy ")
         and "(skipped 1 unreadable or unlabeled)" in text
         and len(text.splitlines()) == 6
     )
@@ -48,7 +48,7 @@ def test_a_part_of_the_classes_and_one_split_are_enough(place, weights, tmp_path
     files = {}
     for kind in kinds:
         files |= {form.format(kind, file.name): file.read_bytes() for file in (place / "kinds" / kind).iterdir()}
-    split = form.partition("/")[0] if form.startswith(("val", "test")) else "train"
+    split = form.partition("/")[0] if form.startswith(("val", "test")) else "all"
     for data in (write_tree(tmp_path / "set", files), write_zip(tmp_path / "set.zip", files)):
         part = evaluate(weights, data)
         assert part.count == 12 * len(kinds) and part.split == split
@@ -66,7 +66,7 @@ def test_one_class_and_one_split_of_parquet_files_are_enough(place, weights, tmp
     for i, path in enumerate(("a/test-00000-of-00001.parquet", "b/bees.parquet")):
         parquet(tmp_path / path, [1] * len(rows), names, rows=rows)
         part = evaluate(weights, tmp_path / path.partition("/")[0])
-        assert part.split == ("test", "train")[i] and [row["count"] for row in part.classes] == [0, 12, 0]
+        assert part.split == ("test", "all")[i] and [row["count"] for row in part.classes] == [0, 12, 0]
 
 
 def test_evaluation_takes_the_options_that_training_takes(place, weights, tmp_path):
@@ -116,7 +116,7 @@ def test_evaluation_refuses_what_it_cannot_do(place, weights, tmp_path):
 
 def test_images_that_the_run_was_trained_on_are_counted(place, tmp_path):
     run = place / "runs" / "run"
-    assert "are in the training set" in str(evaluate(run, place / "kinds"))  # a folder without splits counts as train
+    assert "are in the training set" in str(evaluate(run, place / "kinds"))
     evaluation = evaluate(run, place / "kinds", split="train")
     trained = evaluation.trained_on
     assert 0 < trained < evaluation.count and "training set" not in str(evaluation)  # a share was held out

@@ -2,7 +2,8 @@
 
 import pytest
 
-from skipway.report.headline import headline, metric_table
+from skipway.report.headline import baseline_lead, evaluation_note, folds_lead, headline, metric_table
+from skipway.utils.primary_metric import PRIMARY_METRICS
 
 
 def facts(**changes):
@@ -72,3 +73,42 @@ def test_a_value_that_is_no_accuracy_has_no_headline(value):
     data = facts(metrics={"val_accuracy": value})
     data["headline"] = headline(data)
     assert data["headline"] == [] and metric_table(data) == ([], [])
+
+
+def table_metrics(**changes):
+    data = {"kind": "table", "task": "classification", "counts": {"val": 40, "test": 25}}
+    return {"val_loss": 0.3, "data": data, "baseline": {"name": "gradient boosting"}, **changes}
+
+
+LAST = {"resolved": {"kept_epoch": "last"}}
+
+
+def test_the_note_names_the_rows_that_evaluate_a_model_and_what_they_selected():
+    rows = "Model and baseline are evaluated on the same 40 validation rows, which"
+    end = "the weights are those of the last epoch."
+    assert evaluation_note(table_metrics(**LAST)) == f"{rows} selected nothing: {end}"
+    assert evaluation_note(table_metrics(**LAST, temperature=1.25)) == (
+        f"{rows} selected nothing but the temperature of the probabilities (1.25): {end} The loss is slightly "
+        "optimistic."
+    )
+    labels = table_metrics(**LAST)
+    labels["data"]["task"] = "multilabel"
+    assert "nothing but the thresholds of the labels" in evaluation_note(labels)
+    assert evaluation_note(table_metrics()).startswith(f"{rows} also selected the epoch: the result is optimistic.")
+    test = table_metrics(test_loss=0.2, baseline={"reason": "not trained"})
+    assert evaluation_note(test) == "The model is evaluated on 25 test rows, which selected nothing."
+    assert evaluation_note({"data": {"counts": {"val": 40}}}) == ""
+
+
+def test_a_baseline_that_is_ahead_is_named_on_the_rows_that_evaluate():
+    def lead(of_model, of_baseline, split="val"):
+        metrics = table_metrics(**{f"{split}_accuracy": of_model})
+        metrics["baseline"][f"{split}_accuracy"] = of_baseline
+        return baseline_lead(metrics, "accuracy")
+
+    assert lead(0.9, 0.95) == "Gradient boosting is ahead on the 40 validation rows: accuracy 95.00% against 90.00%."
+    assert "on the 25 test rows" in lead(0.9, 0.95, "test")
+    assert lead(0.9, 0.9) == lead(0.9, 0.8) == lead(0.9, 0.900001) == lead(0.9, None) == ""
+    folds = {"mean": 0.5, "baseline": {"name": "gradient boosting", "mean": 0.625}}
+    text = "Gradient boosting is ahead in the mean over the folds: R2 0.6250 against 0.5000."
+    assert folds_lead(folds, PRIMARY_METRICS["r2"]) == text and folds_lead({"mean": 0.5}, PRIMARY_METRICS["r2"]) == ""

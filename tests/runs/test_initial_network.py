@@ -132,3 +132,16 @@ def test_dropout_and_stochastic_depth_reach_the_network():
     recipe = Recipe(model="resnet20", dropout=0.2, drop_path=0.1, pretrained="none")
     network, _ = initial_network(recipe, ("resnet20", {}), spec(32), Words())
     assert network.plan["dropout"] == 0.2 and network.plan["drop_path"] == 0.1
+
+
+def test_rates_of_0_replace_those_of_the_weights_and_suit_every_network(tmp_path):
+    network = sw.create_model("resnet20", 2, dropout=0.3, drop_path=0.2)
+    network.spec = spec(32)
+    network.save(tmp_path / "w.safetensors")
+    recipe = Recipe(pretrained=str(tmp_path / "w.safetensors"), dropout=0, drop_path=0.0)
+    name, options = choose_model(recipe, 32, 100)
+    assert options["dropout"] == 0.3
+    weights = trained_weights(recipe, (name, options), ("a", "b"), size=32, channels=3)
+    assert weights.network.plan["dropout"] == 0 and weights.network.plan["drop_path"] == 0
+    recipe = Recipe(model="resnet9", dropout=0.0, drop_path=0.0, pretrained="none")
+    assert initial_network(recipe, ("resnet9", {}), spec(32), Words())[0].plan["family"] == "resnet9"

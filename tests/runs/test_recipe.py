@@ -142,3 +142,8 @@ def test_every_option_has_a_group_and_help_of_at_most_twelve_words():
         assert field.metadata["group"] in GROUPS and help_text.endswith(".")
         assert len(help_text.split()) <= 12, f"{field.name}: {help_text}"
         assert field.default is not None or field.metadata["effective"] or field.name == "data", field.name
+
+
+def test_an_empty_text_is_no_default():
+    assert "features: expected a text with characters, got none; leave it out" in refused({"features": ""})
+    assert "label_sep: expected a text with characters" in refused({"label_sep": ""})

@@ -14,8 +14,10 @@ from table_files import homes, lines, written
 import skipway as sw
 from skipway.cli import app
 from skipway.commands.prediction_output import write_predictions
+from skipway.data.column_roles import ColumnRoles
 from skipway.errors import InputError, Interrupted
 from skipway.runs.datamodule import open_datamodule
+from skipway.runs.read_options import READ_OPTIONS
 from skipway.runs.train_run import train
 from skipway.training.checkpoint import load_weights
 from skipway.utils import stop_signals
@@ -61,7 +63,7 @@ def dear(home):
 @pytest.mark.rendered
 def test_a_regression_leaves_its_figures_tables_and_images(price):
     found = numbers(price.path)
-    assert found["val_r2"] > 0.5 and found["val_mae"] < found["val_rmse"] and "val_accuracy" not in found
+    assert found["val_r2"] > 0.45 and found["val_mae"] < found["val_rmse"] and "val_accuracy" not in found
     assert found["baseline"]["name"] == "gradient boosting" and found["baseline"]["val_r2"] > 0
     assert found["data"]["target"] == "price"
     assert found["data"]["columns"] == {"number": 1, "category": 1, "boolean": 1, "date": 1}
@@ -185,7 +187,7 @@ def test_cells_that_a_spreadsheet_would_run_are_harmless_in_every_table(tmp_path
 
 def test_evaluate_measures_what_it_is_given(price, dear, home, tmp_path):
     judged = sw.evaluate(price.path, home)
-    assert judged.count == 120 and judged.r2 > 0.7 and str(judged).startswith("train: R2 0.")
+    assert judged.count == 120 and judged.r2 > 0.7 and str(judged).startswith("all: R2 0.")
     judged = sw.evaluate(dear.path, home)
     assert judged.accuracy > 0.7 and "rows" in str(judged).splitlines()[0]
     with pytest.raises(InputError, match="expected the split train, got 'test'"):
@@ -329,3 +331,75 @@ def test_a_run_of_an_earlier_version_has_digests_that_cannot_be_compared(tmp_pat
     assert "an earlier version of skipway trained this model, so rows of its training set are not" in spoken
     datamodule = open_datamodule(sw.Recipe(data="wine"), new=True, epochs_given=True)
     assert "an earlier version of skipway stored digests of rows" in datamodule.describe_changes(run.path)
+
+
+def test_a_rate_of_0_is_0_and_none_is_the_default(home, tmp_path):
+    def plan(**options):
+        recipe = sw.Recipe(data=str(home), target="price", **options)
+        return open_datamodule(recipe, new=True, epochs_given=True).network(Words())[0].plan
+
+    assert [plan(dropout=rate)["dropout"] for rate in (None, 0, 0.5)] == [0.2, 0.0, 0.5]
+    assert plan()["drop_path"] == 0 and plan(drop_path=0.3)["drop_path"] == 0.3
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_table_without_a_column_of_the_training_table_is_named_with_the_column(tmp_path, monkeypatch, capfd, split):
+    written(tmp_path / "train.csv", homes(30))
+    written(tmp_path / f"{split}.csv", homes(30, 1).drop(columns="city"))
+    monkeypatch.setattr(stop_signals, "STOP", StopFlag())
+    for command in (["train", "-o", str(tmp_path / "runs")], ["check"], ["find-lr"]):
+        with pytest.raises(SystemExit) as ended:
+            app.main([command[0], str(tmp_path), "--target", "price", *command[1:]])
+        said = capfd.readouterr().err
+        assert ended.value.code == 2 and said.count("\n") == 1
+        assert f"{split}.csv: expected 5 columns as in training, got all but 'city'. Add these columns" in said
+
+
+def test_columns_to_ignore_are_not_looked_at(tmp_path):
+    frame = homes(40).assign(nested=[{"a": 1}] * 40, lists=[[[1]]] * 40, plain=[[1, 2]] * 40)
+    frame.to_parquet(tmp_path / "homes.parquet")
+    for data in (tmp_path / "homes.parquet", frame):
+        options = {"target": "dear", "ignore": "price,nested,lists,plain"}
+        run = quick(data, tmp_path / "runs", epochs=1, **options)
+        assert {column.name for column in run.network().spec.columns} == {"size", "city", "garden", "built"}
+        assert "nested (--ignore)" in str(sw.check(data, **options))
+        assert len(sw.predict(run.path, data)) == sw.evaluate(run.path, data).count == 40
+        with pytest.raises(InputError, match="column 'nested': expected strings or numbers, got a dict. Split it into"):
+            quick(data, tmp_path / "runs", target="dear", ignore="price")
+
+
+def test_a_table_that_does_not_exist_is_named_with_names_near_it(dear, home, tmp_path):
+    near = str(home).replace("homes.csv", "home.csv")
+    text = r"cannot find .*home.csv: expected an existing file, got a path that does not exist \(did you mean homes.csv"
+    for call in (
+        lambda: quick(near, tmp_path, target="price"),
+        lambda: sw.check(near, target="price"),
+        lambda: sw.predict(dear.path, near),
+        lambda: sw.evaluate(dear.path, near),
+        lambda: sw.load(dear.path).predict(near),
+    ):
+        with pytest.raises(InputError, match=text):
+            call()
+    with pytest.raises(InputError, match="cannot find no/such.parquet: expected an existing file, got a path that"):
+        quick("no/such.parquet", tmp_path, target="price")
+
+
+def test_huge_whole_numbers_are_an_error_of_their_row(dear, home):
+    frame = pd.read_csv(home).astype({"size": object})
+    frame.loc[:1, "size"] = [10**30, 10**400]
+    rows = sw.predict(dear.path, frame)
+    assert rows[0].usable and rows[1].reason == "column 'size': expected a finite number up to 1e+300, got 'inf'"
+    with pytest.raises(InputError, match="cannot use row 1, column 'size': expected a finite number up to 1e.300"):
+        sw.evaluate(dear.path, frame)
+    with pytest.raises(InputError, match=r"cannot use the matrix: expected numbers up to 1e\+300, got other values"):
+        sw.predict(dear.path, np.array([[10**400, 1]], object))
+
+
+def test_check_takes_the_column_options_of_training(home, monkeypatch, capfd):
+    monkeypatch.setattr(stop_signals, "STOP", StopFlag())
+    assert set(ColumnRoles.__dataclass_fields__) <= set(READ_OPTIONS)
+    with pytest.raises(SystemExit) as ended:
+        app.main(["check", str(home), "--target", "dear", "--ignore", "price,built", "--task", "classification"])
+    out = capfd.readouterr().out
+    assert not ended.value.code and "class cheap: 60 rows" in out
+    assert "unused columns: 'price (--ignore)', 'built (--ignore)'" in out and "  garden  boolean" in out

@@ -17,6 +17,7 @@ from skipway.data.sources.image_parquet import parquet_source
 from skipway.data.sources.image_source import Content, Source
 from skipway.data.sources.in_memory import held_data
 from skipway.data.sources.in_memory_source import held_images
+from skipway.data.sources.missing_file import missing_file
 from skipway.data.sources.read_table import BUILT_IN_TABLES, SUFFIXES
 from skipway.errors import InputError, did_you_mean, printable
 from skipway.utils.format_text import count_of
@@ -55,7 +56,15 @@ def open_source(
     if data == "digits":
         _refuse_target(data, roles)
         return digits()
-    if data in BUILT_IN_TABLES or Path(data).suffix.lower() in SUFFIXES[:-1]:
+    path = Path(data)
+    try:
+        path = path.expanduser()
+        exists = bool(data) and path.exists()
+    except (OSError, RuntimeError):  # no permission, or an unknown home directory
+        exists = False
+    if not exists and path.suffix.lower() in SUFFIXES and not data.startswith("hf:"):
+        raise missing_file(path)
+    if data in BUILT_IN_TABLES or path.suffix.lower() in SUFFIXES[:-1]:
         raise InputError(f"cannot use {printable(data)}: expected images, got a table. Pass a folder of class folders.")
     parquet = partial(
         parquet_source,
@@ -64,12 +73,6 @@ def open_source(
         follow_links=follow_links,
         known=known,
     )
-    path = Path(data)
-    try:
-        path = path.expanduser()
-        exists = bool(data) and path.exists()
-    except (OSError, RuntimeError):  # no permission, or an unknown home directory
-        exists = False
     if not exists and (data in HUB_NAMES or data.startswith("hf:")):
         source = parquet(hub_folder(data))
         source.name = data.removeprefix("hf:").rpartition("/")[2]

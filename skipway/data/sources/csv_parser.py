@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from skipway.data.sources.missing_file import missing_file
 from skipway.data.sources.plain_csv import read_plain
 from skipway.data.sources.text_column import TextColumn
 from skipway.errors import InputError, printable
@@ -183,6 +184,8 @@ def check_names(names: list[str], where: str) -> None:
 
 def _read_bytes(path: Path, where: str) -> bytes:
     try:
+        if not path.exists():
+            raise missing_file(path)
         if not path.is_file():
             raise InputError(f"cannot read {where}: expected a regular file. Pass a .csv, .tsv or .parquet file.")
         if (size := path.stat().st_size) > _MAX_BYTES:

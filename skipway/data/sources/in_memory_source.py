@@ -11,7 +11,7 @@ from skipway.data.sources.plain_targets import as_array, plain_targets
 from skipway.data.sources.read_table import frame_table
 from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import Cells
-from skipway.errors import InputError, printable
+from skipway.errors import InputError, printable, reason_of
 
 __all__ = ["held_images", "held_tables", "matrix_table"]
 
@@ -80,8 +80,18 @@ def held_tables(held: Held, target: tuple[str, ...]) -> tuple[dict[str, Table], 
 
 
 def matrix_table(x: Any) -> Table:
-    """Convert a matrix (N, F) of numbers, an array or a tensor, to a table with the columns x0, x1, ..."""
-    matrix = np.asarray(_on_host(x), np.float64)
+    """Convert a matrix (N, F) of numbers, an array or a tensor, to a table with the columns x0, x1, ...
+
+    Raises:
+        InputError: a value is no number, or an integer that is too large.
+    """
+    try:
+        matrix = np.asarray(_on_host(x), np.float64)
+    except (OverflowError, TypeError, ValueError) as error:
+        raise InputError(
+            f"cannot use the matrix: expected numbers up to 1e+300, got other values ({reason_of(error)}). Pass a "
+            "DataFrame for text columns."
+        ) from None
     columns: dict[str, Cells] = {f"{_PREFIX}{i}": np.ascontiguousarray(column) for i, column in enumerate(matrix.T)}
     return Table("the matrix", columns, lambda i: f"row {i}")
 

@@ -1,6 +1,7 @@
 """Read a Table from a CSV or Parquet file, a DataFrame, or a dataset of scikit-learn."""
 
 import json
+import math
 import re
 from datetime import timedelta
 from itertools import chain
@@ -13,6 +14,7 @@ from skipway.data.output_spec import TaskName
 from skipway.data.sources.csv_parser import check_names, read_text
 from skipway.data.sources.image_source import split_of
 from skipway.data.sources.json_lines import read_json_lines
+from skipway.data.sources.missing_file import missing_file
 from skipway.data.sources.parquet_files import open_parquet
 from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import Cells, TextColumn
@@ -55,8 +57,10 @@ def read_table(path: Path) -> Table:
     """Read a .csv, .tsv, .jsonl or .parquet file.
 
     Raises:
-        InputError: the file cannot be read as a table.
+        InputError: the file does not exist, or cannot be read as a table.
     """
+    if not path.exists():
+        raise missing_file(path)
     if path.suffix.lower() == ".parquet":
         return _parquet_table(path)
     if path.suffix.lower() == ".jsonl":
@@ -140,13 +144,17 @@ def _zone_notes(frame: Any) -> list[str]:
 
 
 def _to_column(series: Any, where: str) -> Cells:
-    """Convert a pandas Series to float64, or to text with None for missing values."""
+    """Convert a pandas Series to float64, or to text with None for missing values.
+
+    A column that cannot be used raises its error when its cells are read, so that it can be ignored.
+    """
     import pandas as pd
 
     kind = series.dtype
     if pd.api.types.is_complex_dtype(kind):
-        raise InputError(
-            f"cannot use {where}: expected real numbers, got complex ones. Store the two parts separately."
+        return TextColumn.refused(
+            InputError(f"cannot use {where}: expected real numbers, got complex ones. Store the two parts separately."),
+            len(series),
         )
     if isinstance(kind, pd.CategoricalDtype):
         codes, values = _factorize(series.astype(object))
@@ -162,19 +170,31 @@ def _to_column(series: Any, where: str) -> Cells:
     if pd.api.types.is_datetime64_any_dtype(series.dtype):
         moments = pd.to_datetime(series, utc=True).dt.tz_localize(None).to_numpy().astype("datetime64[s]")
         return TextColumn.of([None if np.isnat(m) else str(m) for m in moments])
-    if lists := _lists(series, where):
+    try:
+        lists = _lists(series, where)
+    except InputError as error:
+        return TextColumn.refused(error, len(series))
+    if lists:
         return TextColumn.of_lists(lists)
     codes, values = _factorize(series.astype(object))
     if values and all(isinstance(v, timedelta) for v in values):
         return np.append(np.array([v.total_seconds() for v in values]), np.nan)[codes]
     if values and all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in values):
-        return np.append(np.array([float(v) for v in values]), np.nan)[codes]
+        return np.append(np.array([_as_float(v) for v in values]), np.nan)[codes]
     return TextColumn.of_codes(codes, [v if isinstance(v, str) else str(v) for v in values])
 
 
 def _as_text(value: Any) -> str:
     """Return a category as text; the number 1.0 becomes "1", as in a column of numbers."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _as_float(value: Any) -> float:
+    """Return a number as a float, infinite for an integer that is too large."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _lists(series: Any, where: str) -> list[list[Any] | None]:
@@ -189,7 +209,10 @@ def _lists(series: Any, where: str) -> list[list[Any] | None]:
         if mixed is None:
             return cells
     kind = (nested or list).__name__
-    raise InputError(f"cannot use {where}: expected strings or numbers, got a {kind}. Split it into columns.")
+    raise InputError(
+        f"cannot use {where}: expected strings or numbers, got a {kind}. Split it into columns, or leave it out with "
+        "--ignore."
+    )
 
 
 def _is_scalar(value: Any) -> bool:

@@ -70,6 +70,15 @@ class TextColumn:
         cells = _strip(codes, texts)
         return cls(lambda: cells, len(codes), is_category=is_category)
 
+    @classmethod
+    def refused(cls, error: Exception, count: int) -> "TextColumn":
+        """Create a column of `count` cells that cannot be used: reading them raises `error`."""
+
+        def load() -> tuple[np.ndarray, list[str]]:
+            raise error
+
+        return cls(load, count)
+
     def factorize(self) -> tuple[np.ndarray, list[str]]:
         """Return the (N,) codes, with -1 for None, and the distinct texts in the order of their first cells."""
         if self._cells is None:

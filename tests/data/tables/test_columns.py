@@ -191,9 +191,20 @@ def test_frames_become_numbers_and_text():
     assert columns["when"][0] == "2024-01-01T00:00:00" and columns["when"][5] is None
     assert columns["kind"].tolist() == ["a", "b", None, "a", "a", "b"] and columns["mixed"][3] == "2.5"
     with pytest.raises(InputError, match="column 'a': expected real numbers, got complex ones"):
-        frame_table(pd.DataFrame({"a": [1j]}))
+        frame_table(pd.DataFrame({"a": [1j]})).columns["a"].tolist()
     with pytest.raises(InputError, match="column 'a': expected strings or numbers, got a dict. Split it"):
-        frame_table(pd.DataFrame({"a": [{}, {}]}))
+        frame_table(pd.DataFrame({"a": [{}, {}]})).columns["a"].tolist()
+
+
+def test_whole_numbers_of_any_size_are_read():
+    cells = frame_table(pd.DataFrame({"a": [10**30, 10**400, -(10**400), None]}, dtype=object)).columns["a"]
+    values, problems = read_numbers(cells, "number", "a")
+    assert values[0] == 1e30 and np.isnan(values[1:]).all()
+    assert [(problem.row, problem.why) for problem in problems] == [
+        (1, "expected a finite number up to 1e+300, got 'inf'"),
+        (2, "expected a finite number up to 1e+300, got '-inf'"),
+    ]
+    assert infer_kind("a", Table("t", {"a": cells}, str))[0] == "number"
 
 
 def test_parquet_is_read_as_csv_is(tmp_path):

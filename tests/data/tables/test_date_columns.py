@@ -89,8 +89,8 @@ def test_a_description_shows_the_precision_of_the_cells():
         return fit_column("t", "date", TextColumn.of(cells))[0].dates.describe()
 
     assert described(["08:15", "12:30"]) == "08:15 to 12:30; inputs: trend, hour, minute"
-    assert described(["2024-11", "2024-12"]) == "such as 2024-12; 2024-11 to 2024-12; inputs: trend, month"
-    assert described(["2024-12-30"]) == "such as 2024-12-31; 2024-12-30 to 2024-12-30"
+    assert described(["2024-11", "2024-12"]) == "2024-11 to 2024-12; inputs: trend, month"
+    assert described(["2024-12-30"]) == "2024-12-30 to 2024-12-30"
 
 
 def spec_of(frame):

@@ -130,7 +130,7 @@ def test_lists_in_parquet_are_labels(tmp_path):
     assert build_table_dataset(source, 0.2, 0).spec.class_names == tuple(names)
     for cells, kind in (([{"a": 1}], "dict"), ([["a"], "b"], "list"), ([[["a"]]], "list")):
         with pytest.raises(InputError, match=f"column 'a': expected strings or numbers, got a {kind}. Split it into"):
-            frame_table(pd.DataFrame({"a": pd.Series(cells, dtype=object)}))
+            frame_table(pd.DataFrame({"a": pd.Series(cells, dtype=object)})).columns["a"].tolist()
 
 
 @pytest.mark.parametrize(
