@@ -148,7 +148,9 @@ def _check_tables(tables: TableSource, max_unreadable: float) -> DataReport:
 
 
 def _describe_column(column: Column) -> str:
-    values = column.dates.describe() if column.dates else f"around {column.center:.4g}"
+    if column.dates:
+        return column.kind
+    values = f"around {column.center:.4g}"
     if column.kind == "category":
         values = count_of(len(column.categories), "category", "categories")
     return f"{column.kind}, {values}"

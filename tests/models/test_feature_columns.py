@@ -47,7 +47,7 @@ def test_dates_next_to_images_have_all_their_inputs():
     columns = fit_feature_columns(images)
     spec = replace(SPEC, feature_columns=columns)
     assert [c.kind for c in columns] == ["number", "date"] and columns[1].dates.date_format == "dmy"
-    assert encode_columns(images, spec).shape == (12, 2 + columns[1].dates.num_inputs)
+    assert encode_columns(images, spec).x.shape == (12, 2 + columns[1].dates.num_inputs)
     assert Spec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
 
 

@@ -96,7 +96,7 @@ def test_the_console_names_the_style_of_numbers_that_are_not_plain(tmp_path):
     frame = homes(60).assign(fee=[f"{i * 37},{i % 9} €" for i in range(60)])
     recipe = sw.Recipe(data=str(written(tmp_path / "t.csv", frame)), target="dear")
     data = open_datamodule(recipe, new=True, epochs_given=False)
-    said = [line for line in data.summary_lines() if line.startswith("  column")]
+    said = [line for line in data.summary_lines() if line.startswith("  column 'fee'")]
     assert said == ["  column 'fee': decimal comma, unit '€', such as '1036,1 €'"]
 
 
