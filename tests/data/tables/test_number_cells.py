@@ -331,6 +331,18 @@ def test_odd_cells_are_missing_up_to_a_share_with_a_warning_and_beyond_an_error(
         built(frame)
 
 
+def test_odd_cells_of_other_tables_are_warned_of():
+    test = homes(40, 1)
+    test.loc[[3, 4], "sqft"] = ["oops", "<500"]
+    both = {"train": frame_table(homes(80)), "test": frame_table(test)}
+    source = TableSource("t", both, ColumnRoles.of({"target": "price"}))
+    rows = build_table_dataset(source, 0.25, 0)
+    said = ["cells of 'sqft' read as their bound, such as '<500': 1", "texts in 'sqft' read as missing: 1"]
+    assert [warning for warning in rows.warnings if "sqft' read" in warning] == [f"test table: {s}" for s in said]
+    again = build_table_dataset(source, 0.25, 0, spec=rows.spec)
+    assert [f"test table: {line}" for line in said] == [line for line in again.warnings if "sqft' read" in line]
+
+
 def test_a_censored_target_is_refused():
     frame = homes()
     frame.loc[9, "price"] = "<50,000"
