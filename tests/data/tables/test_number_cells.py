@@ -98,6 +98,7 @@ def test_pandas_reads_the_same_numbers(tmp_path, decimal, thousands):
         (["5 €", "€7,25", "1.000,5€"], [5, 7.25, 1000.5], NumberStyle(",", ".", "", "€"), ""),
         (["USD 5", "12 USD"], [5, 12], NumberStyle(prefix="USD"), ""),
         (["£5", "¥6"], [5, np.nan], NumberStyle(prefix="£"), "no numbers, read as missing if at most 5%: 1 of 2 cells"),
+        (["5", "6", "$7"], [5, 6, 7], NumberStyle(prefix="$"), "read in '$': 2 cells without a unit"),
         (["50%", "7.5 %"], [50, 7.5], NumberStyle(".", suffix="%"), ""),
         (["5 kg", "7 KG", "8"], [5, 7, 8], NumberStyle(suffix="kg"), "read in 'kg': 1 cell without a unit"),
         (["1,200 sq. ft.", "900 sq. ft."], [1200, 900], NumberStyle("", ",", "", "sq. ft."), ""),
@@ -414,3 +415,22 @@ def test_a_file_of_three_decimals_is_read_as_numbers(tmp_path):
     for i, name in enumerate("abc"):
         values = fit_column(name, "number", table.columns[name])[0].read_numbers(table.columns[name])[0]
         assert values == pytest.approx(cells[:, i], abs=6e-4)
+
+
+@settings(max_examples=400)
+@given(
+    texts=st.lists(st.text("0123456789.,' -+()$€%kKgeE<", max_size=12) | st.text(max_size=6), unique=True, max_size=6),
+    style=st.sampled_from(STYLES),
+)
+def test_any_text_has_one_role_and_an_explanation(texts, style):
+    texts = [text.strip() for text in texts]
+    values, roles = read_texts(texts, style)
+    assert np.array_equal(np.isnan(values), roles >= CellRole.MISSING)
+    for text, role in zip(texts, roles, strict=True):
+        alone = read(text, style)
+        assert alone[1] == role
+        if role >= CellRole.MISWRITTEN:
+            assert explain_cell(text, style).startswith("expected ")
+    cells = inspect(*texts)
+    again, same = read_texts(texts, cells.style)
+    assert np.array_equal(cells.values, again, equal_nan=True) and np.array_equal(cells.roles, same)
