@@ -104,6 +104,17 @@ def test_feature_columns_are_read_in_one_style_in_all_folds(tmp_path):
     assert "cells of 'area' read as their bound, such as '<500': 23" in said
 
 
+def test_odd_cells_of_test_images_are_warned_of(tmp_path):
+    train_rows = rows("file,kind,age", "{0}.jpg,{1},{0}.5", 24)
+    test_rows = rows("file,kind,age", "{0}.jpg,{1},<{0}.5", 22).replace(b"<3.5", b"oops")
+    data = folder(tmp_path, train_csv=train_rows, test_csv=test_rows)
+    options = {"allow_duplicates": True, **QUICK}
+    run = sw.train(data, target="kind", features="age", output=tmp_path / "runs", **options)
+    said = "\n".join(run.metrics["data"]["warnings"])
+    assert "test images: cells of 'age' read as their bound, such as '<0.5': 21" in said
+    assert "test images: texts in 'age': 1" in said
+
+
 def test_a_run_whose_feature_columns_changed_is_refused_when_resuming(tmp_path):
     data = folder(tmp_path, train_csv=rows("file,kind,age", "{0}.jpg,{1},{0}.5", 24))
     run = sw.train(data, target="kind", features="age", output=tmp_path / "runs", **QUICK)

@@ -13,6 +13,7 @@ from torch.utils._pytree import register_pytree_node
 
 from skipway.data.image_spec import Spec
 from skipway.data.images.decoded_images import DecodedImages
+from skipway.data.sources.table import Table
 from skipway.data.tables.columns import Column, fit_column, infer_cell_style
 from skipway.data.tables.input_kinds import infer_input_kind
 from skipway.data.tables.join_tables import select_rows
@@ -108,9 +109,23 @@ def fit_feature_columns(images: DecodedImages) -> tuple[Column, ...]:
         if kind:
             style = infer_cell_style(kind, table.columns[name], table)
             columns.append(fit_column(name, kind, cells, style)[0])
+    if "test" in images.splits:
+        images.warnings += _odd_cells(columns, select_rows(images.columns, images.splits["test"]))
     if not columns:
         names = ", ".join(map(printable, train.columns))
         raise InputError(
             f"cannot use the features {names}: expected columns whose values vary, got none. Choose other --features."
         )
     return tuple(columns)
+
+
+def _odd_cells(columns: list[Column], test: Table) -> list[str]:
+    """Return warnings about cells of the test images that are no plain values."""
+    warnings = []
+    for column in columns:
+        if column.kind != "category":
+            cells = column.read_cells(test.columns[column.name])
+            texts = sum(problem.is_text for problem in cells.problems)
+            lines = [*cells.remarks, *([f"texts in {printable(column.name)!r}: {texts:,}"] if texts else [])]
+            warnings += [f"test images: {line}" for line in lines]
+    return warnings

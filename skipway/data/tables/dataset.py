@@ -129,6 +129,8 @@ def build_table_dataset(
     weights = refuse_zero_weights(_read_weights(roles, tables), splits, source.name)
     if weights is not None:
         notes["rows with sample weights, of the loss and the metrics"] = len(weights)
+    # Of a training table, the inference of the columns has warned.
+    reported = {"train"} if spec is None else set()
     if spec is None:
         rows = splits["train"]  # the training table is first, so these also index its rows
         spec = _fit_spec(train, target, y[rows], choice, rows=rows, notes=notes)
@@ -138,7 +140,8 @@ def build_table_dataset(
         warnings += warn_of_leaks(train, list(choice.kinds), spec=spec, y=y)
     encoded = [spec.encode_strict(table, allow_odd=True) for table in tables.values()]
     missing = Counter[str]()
-    for part in encoded:
+    for split, part in zip(tables, encoded, strict=True):
+        warnings += [f"{split} table: {line}" for line in part.odd if split not in reported]
         missing.update(part.missing)
         notes.update({f"values of {name!r} rarely or never seen in training": n for name, n in part.unseen.items()})
         notes.update({f"missing values in {name!r}": n for name, n in part.missing.items()})

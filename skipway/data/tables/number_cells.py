@@ -22,6 +22,7 @@ __all__ = [
     "choose_meaning",
     "explain_cell",
     "has_group_form",
+    "is_currency",
     "meanings_of",
     "read_texts",
     "simple_mark",
@@ -42,6 +43,7 @@ _CODES = "USD|EUR|GBP|JPY|CHF|CAD|AUD|NZD|CNY|RMB|INR|BRL|MXN|SEK|NOK|DKK|PLN|CZ
 _LETTERS = frozenset([*_CODES.split("|"), "Rs", "Fr", "kr"])
 _CURRENCY = rf"(?:[A-Z]{{1,3}}?[$]|[$£¤¥฿\u20a0-\u20c0]|(?:{_CODES})(?![^\W\d_])|(?:Rs|Fr|kr)(?:\.|(?![^\W\d_])))"
 _WORD = r"[^\W\d_]{1,12}\.?"
+_CODE = re.compile(_CURRENCY)
 _UNIT = rf"(?:[°µμ]?{_WORD}(?: {_WORD})?[23²³]?(?:/{_WORD}[23²³]?)?)"
 _CELL = re.compile(
     rf"(?P<bound>[<>]=?|[≤≥])? ?(?P<sign>[+-])? ?(?P<prefix>{_CURRENCY})? ?(?P<inner>[+-])?"
@@ -142,6 +144,11 @@ def explain_cell(text: str, style: NumberStyle) -> str:
 def has_group_form(text: str) -> bool:
     """Return True if a mark of a number may separate thousands."""
     return _GROUPS.fullmatch(text.lstrip("+-")) is not None
+
+
+def is_currency(unit: str) -> bool:
+    """Return True if a unit, or its key, is a currency alone."""
+    return _CODE.fullmatch(unit.upper()) is not None
 
 
 def simple_mark(texts: Sequence[str]) -> str | None:

@@ -17,6 +17,7 @@ from skipway.data.tables.number_cells import (
     CellRole,
     choose_meaning,
     has_group_form,
+    is_currency,
     meanings_of,
     read_texts,
     simple_mark,
@@ -154,12 +155,14 @@ def _describe_assumption(text: str, style: NumberStyle) -> str:
 
 
 def _common_unit(cells: list[tuple[str, Cell, int]]) -> tuple[str, str]:
-    """Return the prefix and suffix of the unit that at least half of the numbers have."""
+    """Return the prefix and suffix of the unit that at least half of the numbers have, or of their only currency."""
     units = Counter[str]()
     for _, cell, count in cells:
         units[unit_key(cell.unit)] += count
-    total, (unit, most) = sum(units.values()), max(units.items(), key=lambda row: row[1], default=("", 0))
-    if not unit or 2 * most < total:
+    bare = units.pop("", 0)
+    unit = max(units, key=lambda key: units[key], default="")
+    is_common = 2 * units[unit] >= bare + units.total()
+    if not unit or not (is_common or (len(units) == 1 and is_currency(unit))):
         return "", ""
     return next((cell.prefix, cell.suffix) for _, cell, _ in cells if unit_key(cell.unit) == unit)
 

@@ -98,6 +98,7 @@ def test_pandas_reads_the_same_numbers(tmp_path, decimal, thousands):
         (["5 €", "€7,25", "1.000,5€"], [5, 7.25, 1000.5], NumberStyle(",", ".", "", "€"), ""),
         (["USD 5", "12 USD"], [5, 12], NumberStyle(prefix="USD"), ""),
         (["£5", "¥6"], [5, np.nan], NumberStyle(prefix="£"), "no numbers, read as missing if at most 5%: 1 of 2 cells"),
+        (["5", "6", "$7"], [5, 6, 7], NumberStyle(prefix="$"), "read in '$': 2 cells without a unit"),
         (["50%", "7.5 %"], [50, 7.5], NumberStyle(".", suffix="%"), ""),
         (["5 kg", "7 KG", "8"], [5, 7, 8], NumberStyle(suffix="kg"), "read in 'kg': 1 cell without a unit"),
         (["1,200 sq. ft.", "900 sq. ft."], [1200, 900], NumberStyle("", ",", "", "sq. ft."), ""),
@@ -331,6 +332,18 @@ def test_odd_cells_are_missing_up_to_a_share_with_a_warning_and_beyond_an_error(
         built(frame)
 
 
+def test_odd_cells_of_other_tables_are_warned_of():
+    test = homes(40, 1)
+    test.loc[[3, 4], "sqft"] = ["oops", "<500"]
+    both = {"train": frame_table(homes(80)), "test": frame_table(test)}
+    source = TableSource("t", both, ColumnRoles.of({"target": "price"}))
+    rows = build_table_dataset(source, 0.25, 0)
+    said = ["cells of 'sqft' read as their bound, such as '<500': 1", "texts in 'sqft' read as missing: 1"]
+    assert [warning for warning in rows.warnings if "sqft' read" in warning] == [f"test table: {s}" for s in said]
+    again = build_table_dataset(source, 0.25, 0, spec=rows.spec)
+    assert [f"test table: {line}" for line in said] == [line for line in again.warnings if "sqft' read" in line]
+
+
 def test_a_censored_target_is_refused():
     frame = homes()
     frame.loc[9, "price"] = "<50,000"
@@ -402,3 +415,22 @@ def test_a_file_of_three_decimals_is_read_as_numbers(tmp_path):
     for i, name in enumerate("abc"):
         values = fit_column(name, "number", table.columns[name])[0].read_numbers(table.columns[name])[0]
         assert values == pytest.approx(cells[:, i], abs=6e-4)
+
+
+@settings(max_examples=400)
+@given(
+    texts=st.lists(st.text("0123456789.,' -+()$€%kKgeE<", max_size=12) | st.text(max_size=6), unique=True, max_size=6),
+    style=st.sampled_from(STYLES),
+)
+def test_any_text_has_one_role_and_an_explanation(texts, style):
+    texts = [text.strip() for text in texts]
+    values, roles = read_texts(texts, style)
+    assert np.array_equal(np.isnan(values), roles >= CellRole.MISSING)
+    for text, role in zip(texts, roles, strict=True):
+        alone = read(text, style)
+        assert alone[1] == role
+        if role >= CellRole.MISWRITTEN:
+            assert explain_cell(text, style).startswith("expected ")
+    cells = inspect(*texts)
+    again, same = read_texts(texts, cells.style)
+    assert np.array_equal(cells.values, again, equal_nan=True) and np.array_equal(cells.roles, same)
