@@ -1,7 +1,7 @@
 """Calibration of the weights that a run keeps: the temperature of its class probabilities, in the weights of the head.
 
-A head whose weights are divided by the temperature has calibrated logits, so that `predict`, `evaluate` and every export
-are calibrated without a change. The weights that training resumes from stay as they are.
+If the weights of the head are divided by the temperature, its logits are calibrated, and so are the results of
+`predict`, `evaluate` and every export. The weights that training resumes from stay as they are.
 """
 
 from pathlib import Path

@@ -30,7 +30,7 @@ def best_temperature(scores: ClassScores) -> float:
     >>> labels = np.zeros(100, int)
     >>> scores = ClassScores(np.arange(100), -np.log(shares[:, 0]), shares, labels)
     >>> round(best_temperature(scores), 1)
-    3.0
+    2.9
     """
     logits = np.log(np.maximum(scores.probabilities.astype(np.float64), _SMALLEST))
     of_label = logits[np.arange(len(logits)), scores.labels]
