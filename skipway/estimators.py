@@ -20,7 +20,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from skipway.data.sample_weights import loss_weights
 from skipway.data.sources.read_table import frame_table
 from skipway.data.sources.table import Table
-from skipway.data.tables.columns import fit_column
+from skipway.data.tables.columns import fit_column, infer_cell_style
 from skipway.data.tables.estimator_inputs import (
     dense_matrix,
     has_numbers_only,
@@ -105,7 +105,7 @@ class _SkipEstimator(BaseEstimator):
             label_weights: (K,) factors of the loss of rows with each label, or None.
         """
         recipe = self._recipe()
-        x, count = spec.encode_strict(table).x, len(table)
+        x, count = spec.encode_strict(table, allow_odd=True).x, len(table)
         batch_size = recipe.batch_size or table_batch_size(count)
         if self.epochs is None:
             recipe = replace(recipe, epochs=table_epochs(count, batch_size))
@@ -190,7 +190,7 @@ class _SkipEstimator(BaseEstimator):
         for name, raw in table.columns.items():
             kind, remark = infer_frame_kind(name, table, name in self._object_columns)
             if kind:
-                columns.append(fit_column(name, kind, raw)[0])
+                columns.append(fit_column(name, kind, raw, infer_cell_style(kind, raw, table))[0])
             if remark:
                 remarks.append(f"column {printable(name)!r}{'' if kind else ' is left out'}: {remark}")
         if not columns:

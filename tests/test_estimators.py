@@ -217,6 +217,17 @@ def test_a_column_that_is_left_out_or_read_by_a_rule_is_a_warning():
         SkipRegressor(**QUICK).fit(days, np.arange(30.0))
 
 
+def test_few_texts_among_numbers_are_missing_with_a_warning():
+    cells = np.arange(100).astype(str).astype(object)
+    cells[7], cells[8] = "broken", "unknown"
+    frame, y = pd.DataFrame({"size": cells}), np.arange(100.0)
+    with pytest.warns(UserWarning, match="column 'size': .*read as missing: 1 of 100 cells, such as 'unknown'"):
+        model = SkipRegressor(**QUICK).fit(frame, y)
+    assert model.spec_.columns[0].indicator and np.isfinite(model.predict(frame.drop(index=7))).all()
+    with pytest.raises(InputError, match="column 'size': expected a number, got 'broken'"):
+        model.predict(frame)
+
+
 def test_durations_are_seconds():
     seconds = np.random.default_rng(0).integers(0, 1000, 80)
     frame = pd.DataFrame({"lasted": pd.to_timedelta(seconds, unit="s"), "kind": ["a", "b"] * 40})

@@ -184,7 +184,8 @@ def evaluation_note(metrics: Mapping[str, Any]) -> str:
     if split == "test":
         return f"{rows}, which selected nothing."
     if kept_epoch(metrics) == "best":
-        return f"{rows}, which also selected the epoch: the result is optimistic. Add a test table, or drop --patience."
+        or_else = ", or drop --patience" if mapping(metrics.get("resolved")).get("patience") else ""
+        return f"{rows}, which also selected the epoch: the result is optimistic. Add a test table{or_else}."
     end = "the weights are those of the last epoch"
     if math.isfinite(temperature):
         only = f"which selected nothing but the temperature of the probabilities ({temperature:.3g})"

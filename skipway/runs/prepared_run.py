@@ -151,10 +151,11 @@ class PreparedRun:
         )
         if checkpoint is None:
             return settings, batch_size
-        saved = checkpoint.state["settings"]
+        saved = {**SETTINGS_OF_EARLIER_VERSIONS, **checkpoint.state["settings"]}
         kept = {name: value for name, value in saved.items() if name in KEPT_SETTINGS}
-        earlier = {name: value for name, value in SETTINGS_OF_EARLIER_VERSIONS.items() if name not in saved}
-        return replace(settings, **kept, **earlier), checkpoint.state["batch_size"]
+        if settings.kept_epoch == "best":  # a patience that is new in this call needs the best epoch
+            kept["kept_epoch"] = "best"
+        return replace(settings, **kept), checkpoint.state["batch_size"]
 
     def _facts(self, network: Network, settings: Settings, batch_size: int) -> dict[str, Any]:
         """Return the facts in checkpoints besides the trainer's tensors and state."""

@@ -69,6 +69,8 @@ KEPT_SETTINGS = (
     "head",
     "layer_decay",
     "class_weights",
+    "kept_epoch",
+    "calibrate",
 )
 # Settings that checkpoints of earlier versions do not have, with the values that their runs had.
 SETTINGS_OF_EARLIER_VERSIONS: dict[str, Any] = {"kept_epoch": "best", "calibrate": False}

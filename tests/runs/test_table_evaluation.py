@@ -126,8 +126,15 @@ def test_a_run_of_an_earlier_version_keeps_its_best_epoch(tmp_path, fast_report)
     for name in ("kept_epoch", "calibrate"):
         del state["settings"][name]
     save_checkpoint(last, state["state"]["step"], checkpoint.tensors, state)
-    again = train(resume=run.path, epochs=3)
-    assert again.metrics["resolved"]["kept_epoch"] == "best" and "temperature" not in again.metrics
+    for epochs in (2, 3, 4):
+        again = train(resume=run.path, epochs=epochs)
+        assert again.metrics["resolved"]["kept_epoch"] == "best" and again.metrics["resolved"]["calibrate"] is False
+
+
+def test_patience_of_a_resumed_run_selects_an_epoch(tmp_path, fast_report):
+    run = train("wine", output=tmp_path, epochs=2)
+    again = train(resume=run.path, epochs=3, patience=5)
+    assert again.metrics["resolved"]["kept_epoch"] == "best" and again.metrics["temperature"] > 0
 
 
 def test_boosting_that_is_ahead_is_named_in_one_line(tmp_path, monkeypatch):
