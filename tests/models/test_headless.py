@@ -98,7 +98,7 @@ def test_the_head_of_another_library_can_be_left_out(whole, library):
 
 
 @pytest.mark.parametrize(
-    "command", [lambda n: predict(n, [np.zeros((32, 32, 3), np.uint8)]), lambda n: evaluate(n, "")]
+    "command", [lambda n: predict(n, [np.zeros((32, 32, 3), np.uint8)]), lambda n: evaluate(n, "photos")]
 )
 def test_commands_that_need_classes_refuse_a_headless_network(headless, command):
     with pytest.raises(InputError, match=r"cannot (predict|evaluate): expected a network with a classifier"):

@@ -93,7 +93,7 @@ class Column:
 
     @property
     def cell_style(self) -> CellStyle | None:
-        """How the cells of a column of numbers or dates are written."""
+        """Style of the numbers or format of the dates of the column."""
         return self.dates.date_format if self.dates else self.style
 
     @property
