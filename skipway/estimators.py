@@ -18,6 +18,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from skipway.data.sample_weights import loss_weights
+from skipway.data.sources.in_memory import is_frame
 from skipway.data.sources.read_table import frame_table
 from skipway.data.sources.table import Table
 from skipway.data.tables.columns import fit_column, infer_cell_style
@@ -25,7 +26,6 @@ from skipway.data.tables.estimator_inputs import (
     dense_matrix,
     has_numbers_only,
     infer_frame_kind,
-    is_frame,
     to_pandas,
     with_plain_cells,
 )

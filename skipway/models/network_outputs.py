@@ -21,7 +21,7 @@ from skipway.data.images.crop_zoom_flip import crop_offset, tta_views
 from skipway.data.images.image_rows import ImageRows
 from skipway.data.sources.decode import REPORTED_NOTES, BadImage, DecodedImage, decode, decode_array
 from skipway.data.sources.image_source import Content, read_content
-from skipway.data.sources.in_memory import image_item
+from skipway.data.sources.in_memory import image_item, is_frame
 from skipway.data.sources.in_memory_source import matrix_table
 from skipway.data.sources.read_bytes import read_image_file
 from skipway.data.sources.read_table import frame_table, read_table
@@ -182,7 +182,7 @@ def as_table(inputs: Any) -> Table:
         return inputs
     if isinstance(inputs, str | os.PathLike):
         return read_table(Path(inputs))
-    if hasattr(inputs, "columns") and hasattr(inputs, "iloc"):
+    if is_frame(inputs):
         return frame_table(inputs)
     if isinstance(inputs, np.ndarray | Tensor) and inputs.ndim == 2:
         return matrix_table(inputs)

@@ -179,8 +179,9 @@ def evaluation_note(metrics: Mapping[str, Any]) -> str:
         return ""
     split = "test" if "test_loss" in metrics else "val"
     count, temperature = number(mapping(data.get("counts")).get(split)), number(metrics.get("temperature"))
-    names = "Model and baseline are" if "reason" not in mapping(metrics.get("baseline")) else "The model is"
-    rows = f"{names} evaluated on {'the same ' if 'are' in names else ''}{count:,.0f} {SPLITS[split]} rows"
+    is_compared = "reason" not in mapping(metrics.get("baseline"))
+    subject = "Model and baseline are evaluated on the same" if is_compared else "The model is evaluated on"
+    rows = f"{subject} {count:,.0f} {SPLITS[split]} rows"
     if split == "test":
         return f"{rows}, which selected nothing."
     if kept_epoch(metrics) == "best":

@@ -66,12 +66,9 @@ def _inputs(rows: TableDataset) -> tuple[np.ndarray, list[bool]]:
     spec = rows.spec
     numbers, indicated = spec.num_numbers, len(spec.indicator_columns)
     x = np.concatenate([rows.x[:, :numbers], rows.x[:, numbers + indicated :]], axis=1)
-    start, indicator = 0, numbers
-    for column in spec.number_columns:
-        if column.indicator:  # the baseline handles NaN itself
-            x[rows.x[:, indicator] > 0, start : start + column.num_inputs] = np.nan
-            indicator += 1
-        start += column.num_inputs
+    for _, places, indicator in spec.number_inputs():
+        if indicator is not None:  # the baseline handles NaN itself
+            x[rows.x[:, indicator] > 0, places] = np.nan
     few = [count <= _MAX_CATEGORIES for count in spec.categories]
     return x, [i >= numbers and few[i - numbers] for i in range(x.shape[1])]
 

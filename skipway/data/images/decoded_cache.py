@@ -20,7 +20,7 @@ from skipway.data.images.decode_source import DEFAULT_STORAGE, DecodedRows, Stor
 from skipway.data.images.decoded_images import DecodedImages, DecodeSettings, take_values
 from skipway.data.sources.image_source import Skipped, Source
 from skipway.data.tables.columns import Column
-from skipway.data.tables.row_digests import digest_rows
+from skipway.data.tables.row_digests import digest_encoded
 from skipway.errors import InputError, printable
 from skipway.utils.console import Console
 from skipway.utils.devices import available_cores, local_processes
@@ -155,9 +155,7 @@ def fingerprint(images: DecodedImages, columns: Sequence[Column] = ()) -> str:
     digest = hashlib.sha256(repr((images.settings.identity, images.class_names)).encode("utf-8", "surrogatepass"))
     if columns and images.columns is not None:
         no_targets = np.empty((len(images.keys), 0))
-        kinds = {column.name: column.kind for column in columns}
-        styles = {column.name: column.style for column in columns}
-        digest.update("".join(digest_rows([images.columns], kinds, no_targets, styles)).encode())
+        digest.update("".join(digest_encoded(images.columns, columns, no_targets)).encode())
     for split, indices in images.splits.items():
         for i in indices:
             target = images.targets[i] if images.task == "classification" else images.targets[i].tolist()

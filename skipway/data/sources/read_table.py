@@ -17,7 +17,7 @@ from skipway.data.sources.json_lines import read_json_lines
 from skipway.data.sources.missing_file import missing_file
 from skipway.data.sources.parquet_files import open_parquet
 from skipway.data.sources.table import Table
-from skipway.data.sources.text_column import Cells, TextColumn
+from skipway.data.sources.text_column import Cells, TextColumn, value_text
 from skipway.errors import InputError, printable
 
 __all__ = ["BUILT_IN_TABLES", "SUFFIXES", "bundled_table", "frame_table", "read_table", "table_files"]
@@ -158,7 +158,7 @@ def _to_column(series: Any, where: str) -> Cells:
         )
     if isinstance(kind, pd.CategoricalDtype):
         codes, values = _factorize(series.astype(object))
-        return TextColumn.of_codes(codes, list(map(_as_text, values)), is_category=True)
+        return TextColumn.of_codes(codes, list(map(value_text, values)), is_category=True)
     if pd.api.types.is_bool_dtype(kind):
         return TextColumn.of([None if pd.isna(v) else str(bool(v)) for v in series])
     if pd.api.types.is_numeric_dtype(kind):
@@ -182,11 +182,6 @@ def _to_column(series: Any, where: str) -> Cells:
     if values and all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in values):
         return np.append(np.array([_as_float(v) for v in values]), np.nan)[codes]
     return TextColumn.of_codes(codes, [v if isinstance(v, str) else str(v) for v in values])
-
-
-def _as_text(value: Any) -> str:
-    """Return a category as text; the number 1.0 becomes "1", as in a column of numbers."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _as_float(value: Any) -> float:

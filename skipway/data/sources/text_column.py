@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-__all__ = ["MISSING", "Cells", "TextColumn", "join_columns", "without_texts"]
+__all__ = ["MISSING", "Cells", "TextColumn", "join_columns", "value_text", "without_texts"]
 
 LIST_SEPARATOR = "\0"  # between the elements of a list; no text of a CSV file has it
 MISSING = frozenset(["", "na", "n/a", "#n/a", "nan", "-nan", "null", "<na>", "nat", "?"])  # in any case
@@ -145,6 +145,11 @@ def join_columns(columns: Iterable[TextColumn]) -> TextColumn:
     joined = np.concatenate(present) if len(present) == len(parts) else None
     is_category = all(part.is_category for part in parts)
     return TextColumn(load, sum(map(len, parts)), joined, parts[0].separator, is_category)
+
+
+def value_text(value: Any) -> str:
+    """Return a value as text; the number 1.0 becomes "1"."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def without_texts(codes: np.ndarray, texts: list[str], removed: frozenset[str]) -> tuple[np.ndarray, list[str]]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from skipway.data.sources.table import Table
-from skipway.data.sources.text_column import MISSING, Cells, TextColumn, without_texts
+from skipway.data.sources.text_column import MISSING, Cells, TextColumn, value_text, without_texts
 from skipway.data.tables.date_columns import DateEncoder, fit_dates
 from skipway.data.tables.date_formats import DateFormat, example_of, infer_date_format, parse_dates
 from skipway.data.tables.number_cells import CellRole
@@ -147,11 +147,7 @@ def as_texts(raw: Cells) -> TextColumn:
     if raw.dtype == object:
         return TextColumn.of(raw)
     codes, values = pd.factorize(raw)
-    return TextColumn.of_codes(codes, [_number_as_text(float(value)) for value in values])
-
-
-def _number_as_text(value: float) -> str:
-    return str(int(value)) if value.is_integer() else repr(value)
+    return TextColumn.of_codes(codes, [value_text(float(value)) for value in values])
 
 
 def factorize_texts(raw: Cells) -> tuple[np.ndarray, list[str]]:

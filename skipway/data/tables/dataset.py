@@ -25,7 +25,7 @@ from skipway.data.tables.columns import CellStyle, Column, ColumnKind, fit_colum
 from skipway.data.tables.dataset_warnings import count_rows, warn_of_copies, warn_of_leaks, warn_of_splits
 from skipway.data.tables.input_kinds import infer_input_kind, targets_follow_order
 from skipway.data.tables.join_tables import select_rows
-from skipway.data.tables.row_digests import digest_rows
+from skipway.data.tables.row_digests import digest_encoded, digest_rows
 from skipway.data.tables.row_splits import RowSplitter, given_splits
 from skipway.data.tables.table_source import TableSource
 from skipway.data.tables.table_spec import Encoded, TableSpec
@@ -200,8 +200,7 @@ def encode_labeled(table: Table, spec: TableSpec) -> LabeledRows:
             "Fill in the target."
         )
     y = Target.of(spec).read(rows)
-    choice = _ColumnChoice.of(spec)
-    encoded, digests = spec.encode_strict(rows, allow_odd=True), digest_rows([rows], choice.kinds, y, choice.styles)
+    encoded, digests = spec.encode_strict(rows, allow_odd=True), digest_encoded(rows, spec.columns, y)
     return LabeledRows(encoded.x, spec.standardized(y), digests, int(missing.sum()), encoded)
 
 

@@ -14,15 +14,10 @@ from skipway.data.tables.columns import ColumnKind, factorize_texts
 from skipway.data.tables.input_kinds import infer_input_kind
 from skipway.errors import InputError
 
-__all__ = ["dense_matrix", "has_numbers_only", "infer_frame_kind", "is_frame", "to_pandas", "with_plain_cells"]
+__all__ = ["dense_matrix", "has_numbers_only", "infer_frame_kind", "to_pandas", "with_plain_cells"]
 
 _MAX_CATEGORIES = 20  # distinct values of a column of objects that is no column of numbers
 _ROWS_A_CATEGORY = 5  # fewest rows per value of such a column, on average
-
-
-def is_frame(x: Any) -> bool:
-    """Return True for a pandas DataFrame."""
-    return hasattr(x, "columns") and hasattr(x, "iloc")
 
 
 def to_pandas(x: Any) -> Any:

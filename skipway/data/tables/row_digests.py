@@ -12,9 +12,9 @@ import numpy as np
 
 from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import Cells
-from skipway.data.tables.columns import CellStyle, ColumnKind, factorize_texts, read_numbers
+from skipway.data.tables.columns import CellStyle, Column, ColumnKind, factorize_texts, read_numbers
 
-__all__ = ["DIGEST_PREFIX", "digest_rows"]
+__all__ = ["DIGEST_PREFIX", "digest_encoded", "digest_rows"]
 
 _MISSING = np.uint64(0x7FF8DEAD00000000)  # a NaN that no computation returns
 _HEX = 32  # characters of a digest: two hashes of 64 bits
@@ -44,6 +44,12 @@ def digest_rows(
         _add(sums, _hash_numbers(values.astype(np.float64)), f"\0target {i}")
     text = np.ascontiguousarray(sums, "<u8").tobytes().hex()
     return [DIGEST_PREFIX + text[begin : begin + _HEX] for begin in range(0, len(text), _HEX)]
+
+
+def digest_encoded(table: Table, columns: Sequence[Column], y: np.ndarray) -> list[str]:
+    """Return the digests of `digest_rows` for the rows of one table and the columns of their encoders."""
+    kinds, styles = ({c.name: getattr(c, name) for c in columns} for name in ("kind", "cell_style"))
+    return digest_rows([table], kinds, y, styles)
 
 
 def _sum_cells(table: Table, kinds: Mapping[str, ColumnKind], styles: Mapping[str, CellStyle | None]) -> np.ndarray:

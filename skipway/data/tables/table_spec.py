@@ -9,6 +9,7 @@ numbers.
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -151,6 +152,14 @@ class TableSpec(OutputSpec):
         """Shape (F + K,) of one encoded row."""
         return (self.num_numbers + len(self.indicator_columns) + len(self.category_columns),)
 
+    def number_inputs(self) -> Iterator[tuple[Column, slice, int | None]]:
+        """Yield each numeric column with the places of its inputs, and that of its indicator or None."""
+        start, indicator = 0, self.num_numbers
+        for column in self.number_columns:
+            yield column, slice(start, start + column.num_inputs), indicator if column.indicator else None
+            start += column.num_inputs
+            indicator += column.indicator
+
     def random_rows(self, count: int) -> np.ndarray:
         """Return random encoded rows (count, F + K) float32, always the same, to try a network on."""
         generator = np.random.default_rng(0)
@@ -177,20 +186,17 @@ class TableSpec(OutputSpec):
         problems: list[Problem] = []
         odd: list[str] = []
         unseen, missing = Counter[str](), Counter[str]()
-        start, indicator = 0, self.num_numbers
-        for column in self.number_columns:
+        for column, places, indicator in self.number_inputs():
             cells = column.read_cells(table.columns[column.name])
             is_missing = np.isnan(cells.values)
             problems += cells.problems
             odd += cells.remarks
             if is_missing.any() and (count := int(is_missing.sum()) - len(cells.problems)):
                 missing[column.name] = count
-            x[:, start : start + column.num_inputs] = column.encoded(cells.values)
-            start += column.num_inputs
-            if column.indicator:
+            x[:, places] = column.encoded(cells.values)
+            if indicator is not None:
                 x[:, indicator] = is_missing
-                indicator += 1
-        for i, column in enumerate(self.category_columns, indicator):
+        for i, column in enumerate(self.category_columns, self.num_numbers + len(self.indicator_columns)):
             slots = column.slot_indices(table.columns[column.name])
             x[:, i] = slots
             if count := int((slots == UNSEEN).sum()):
