@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -10,11 +11,11 @@ import numpy as np
 
 from skipway.commands.inference_engine import with_fastest_engine
 from skipway.commands.prediction_inputs import PredictionInput, prepare_ahead
-from skipway.commands.prediction_output import NOT_FINITE, Prediction
+from skipway.commands.prediction_output import MAX_SHARES, NOT_FINITE, Prediction, Shares
 from skipway.commands.table_inputs import list_image_inputs
 from skipway.data.output_spec import OutputSpec
 from skipway.data.sources.table import Table
-from skipway.data.tables.columns import Problem
+from skipway.data.tables.id_columns import IdColumns
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.head import require_classes
@@ -93,43 +94,56 @@ def predict(
         stop=stop,
     )
     predictions: list[Prediction] = []
-    noted: dict[str, list[str]] = {}
+    notes: dict[str, list[str]] = {}
     bar = console.bar("predicting", len(inputs))
     batch_size = batch_size_for(network.require_image_spec(), _BATCH_SIZE)
     prepared = prepare_ahead(
         inputs,
         network.require_image_spec(),
         2 * batch_size,
-        lambda name, note: noted.setdefault(note, []).append(name),
+        lambda name, note: notes.setdefault(name, []).append(note),
     )
     for start in range(0, len(inputs), batch_size):
         if stop.requested:
             raise Interrupted(
                 f"stopped by {stop.name} after {start:,} of {count_of(len(inputs), 'image')}. Run it again."
             )
-        predictions += _predict_batch(network, list(islice(prepared, batch_size)), top, tta)
+        predictions += _predict_batch(network, list(islice(prepared, batch_size)), top, tta, notes)
         bar.at(len(predictions))
     bar.done()
-    for note, names in noted.items():
-        count = f"{len(names):,} of {count_of(len(inputs), 'image')}"
-        console.print(f"warning: {count}, first {printable(names[0])}: {note}")
+    _print_notes(notes, len(inputs), console)
     return predictions
 
 
+def _print_notes(notes: dict[str, list[str]], total: int, console: Console) -> None:
+    """Print each note once, with the number of its images, from the notes of each image."""
+    names_of: dict[str, list[str]] = {}
+    for name, texts in notes.items():
+        for note in texts:
+            names_of.setdefault(note, []).append(name)
+    for note, names in names_of.items():
+        console.print(f"warning: {len(names):,} of {count_of(total, 'image')}, first {printable(names[0])}: {note}")
+
+
 def _predict_batch(
-    network: Network, batch: list[tuple[PredictionInput, np.ndarray | InputError]], top: int, tta: bool
+    network: Network,
+    batch: list[tuple[PredictionInput, np.ndarray | InputError]],
+    top: int,
+    tta: bool,
+    notes: dict[str, list[str]],
 ) -> Iterator[Prediction]:
-    """Yield the predictions for a batch of images with their pixels, in order."""
+    """Yield the predictions for a batch of images with their pixels, in order; `notes` are those of each image."""
     spec = network.require_image_spec()
     usable = [pixels for _, pixels in batch if isinstance(pixels, np.ndarray)]
     columns = [image.row for image, pixels in batch if isinstance(pixels, np.ndarray) and image.row is not None]
     rows = np.stack(columns) if columns else None
     outputs = iter(pixel_outputs(network, spec, usable, rows=rows, tta=tta) if usable else ())
     for image, pixels in batch:
+        remark = "; ".join(dict.fromkeys([text for text in (image.remark, *notes.get(image.name, ())) if text]))
         if isinstance(pixels, InputError):
-            yield Prediction(image.name, (), printable(pixels))
+            yield Prediction(image.name, (), printable(pixels), remark=remark)
             continue
-        yield _prediction(spec, image.name, next(outputs), top, "image")
+        yield replace(_prediction(spec, image.name, next(outputs), top, "image"), remark=remark)
 
 
 def _prediction(spec: OutputSpec, name: str, values: np.ndarray, top: int, noun: Literal["image", "row"]) -> Prediction:
@@ -144,10 +158,11 @@ def _prediction(spec: OutputSpec, name: str, values: np.ndarray, top: int, noun:
         return tuple((spec.class_names[i], float(values[i])) for i in indices)
 
     most_likely = with_shares(np.argsort(-values, kind="stable")[:top])
+    shares = Shares(spec.class_names, values) if len(values) <= MAX_SHARES else None
     if spec.task == "classification":
-        return Prediction(name, most_likely, noun=noun)
+        return Prediction(name, most_likely, noun=noun, shares=shares)
     labels = with_shares(spec.labels_over_threshold(values))
-    return Prediction(name, most_likely, labels=labels, separator=spec.separator, noun=noun)
+    return Prediction(name, most_likely, labels=labels, separator=spec.separator, noun=noun, shares=shares)
 
 
 def _predict_tables(network: Network, sources: Any, top: int, console: Console) -> list[Prediction]:
@@ -179,15 +194,13 @@ def _predict_rows(network: Network, table: Table, top: int, console: Console) ->
     """Yield the predictions for the rows of one table, and print remarks on its values."""
     spec = network.require_table_spec()
     encoded = spec.encode(table)
-    for line in [*table.notes, *encoded.remarks()]:
+    ids = IdColumns(table, spec.id_names)
+    for line in [*table.notes, *encoded.remarks(), *ids.warnings]:
         console.print(f"{printable(table.name)}: {line}")
-    problems: dict[int, Problem] = {}
-    for problem in sorted(encoded.problems, key=lambda problem: problem.row):
-        problems.setdefault(problem.row, problem)
-    outputs = row_outputs(network, spec, encoded.x)
-    for i, output in enumerate(outputs):
-        if i in problems:
-            reason = f"column {printable(problems[i].column)!r}: {problems[i].why}"
-            yield Prediction(table.row_name(i), (), reason, noun="row")
+    errors, remarks = encoded.errors(), encoded.row_remarks()
+    for i, output in enumerate(row_outputs(network, spec, encoded.x)):
+        if i in errors:
+            prediction = Prediction(table.row_name(i), (), errors[i], noun="row")
         else:
-            yield _prediction(spec, table.row_name(i), output, top, "row")
+            prediction = _prediction(spec, table.row_name(i), output, top, "row")
+        yield replace(prediction, ids=ids.of_row(i), remark=remarks.get(i, ""))

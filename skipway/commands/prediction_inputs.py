@@ -36,11 +36,13 @@ class PredictionInput:
         name: name in messages and tables.
         source: what `prepare_image` reads, or the error that prevents it.
         row: (F + K,) encoded feature columns of the image, or None.
+        remark: what is odd in these columns, or "".
     """
 
     name: str
     source: Any
     row: np.ndarray | None = None
+    remark: str = ""
 
 
 def list_inputs(sources: Any, console: Console, channels: int = 3) -> list[PredictionInput]:

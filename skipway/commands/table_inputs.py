@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from skipway.commands.prediction_inputs import PredictionInput, list_inputs
 from skipway.data.image_spec import Spec
 from skipway.data.image_tables.read_tables import is_table_file, read_file
@@ -13,8 +11,6 @@ from skipway.data.image_tables.unlabeled_images import unlabeled_images
 from skipway.data.sources.in_memory import is_frame
 from skipway.data.sources.parquet_columns import packs_images
 from skipway.data.sources.read_table import frame_table
-from skipway.data.sources.table import Table
-from skipway.data.tables.columns import Problem
 from skipway.errors import InputError, printable
 from skipway.utils.console import Console
 
@@ -74,23 +70,13 @@ def _rows_of(source: Any, spec: Spec, console: Console) -> list[PredictionInput]
     images = unlabeled_images(table, root)
     if not spec.feature_columns:
         return [PredictionInput(image.name, image.content) for image in images]
-    rows, problems = _encoded(table, spec, console)
-    return [
-        PredictionInput(image.name, _row_error(problems[i]) if i in problems else image.content, rows[i])
-        for i, image in enumerate(images)
-    ]
-
-
-def _encoded(table: Table, spec: Spec, console: Console) -> tuple[np.ndarray, dict[int, Problem]]:
-    """Return the encoded feature columns (N, F + K), and the first unusable cell of each row that has one."""
     encoded = spec.row_spec.encode(table)
     for line in [*table.notes, *encoded.remarks()]:
         console.print(f"{printable(table.name)}: {line}")
-    problems: dict[int, Problem] = {}
-    for problem in encoded.problems:
-        problems.setdefault(problem.row, problem)
-    return encoded.x, problems
-
-
-def _row_error(problem: Problem) -> InputError:
-    return InputError(f"column {printable(problem.column)!r}: {problem.why}")
+    errors, remarks = encoded.errors(), encoded.row_remarks()
+    return [
+        PredictionInput(
+            image.name, InputError(errors[i]) if i in errors else image.content, encoded.x[i], remarks.get(i, "")
+        )
+        for i, image in enumerate(images)
+    ]

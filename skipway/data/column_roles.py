@@ -9,6 +9,8 @@ from skipway.errors import InputError, printable
 
 __all__ = ["NO_ROLES", "ColumnRoles"]
 
+_LISTS = ("target", "features", "ignore", "id")  # attributes with several columns
+
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnRoles:
@@ -26,6 +28,7 @@ class ColumnRoles:
         weight_column: column of sample weights.
         features: columns to learn from.
         ignore: columns to leave out.
+        id: columns that name the rows: no inputs, and copied by predict.
         label_regex: pattern in file names whose first group is the class.
     """
 
@@ -40,6 +43,7 @@ class ColumnRoles:
     weight_column: str | None = None
     features: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
+    id: tuple[str, ...] = ()
     label_regex: str | None = None
 
     @classmethod
@@ -56,7 +60,7 @@ class ColumnRoles:
         ('height', 'width, in cm')
         """
         values = {name: options[name] for name in cls.__dataclass_fields__ if options.get(name) is not None}
-        for name in ("target", "features", "ignore"):
+        for name in _LISTS:
             if name in values:
                 values[name] = _names_in(values[name], name)
         roles = cls(**values)
@@ -69,11 +73,11 @@ class ColumnRoles:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def _refuse_contradictions(self) -> None:
-        for other in ("ignore", "features"):
-            if twice := [name for name in self.target if name in getattr(self, other)]:
+        for first, other in (("target", "ignore"), ("target", "features"), ("target", "id"), ("features", "id")):
+            if twice := [name for name in getattr(self, first) if name in getattr(self, other)]:
                 raise InputError(
                     f"cannot use the column {printable(twice[0])!r} as --{other}: expected another column, got one "
-                    f"that is also --target. Remove it from --{other}."
+                    f"that is also --{first}. Remove it from --{other}."
                 )
         for option, name in self.single().items():
             if name in self.target:

@@ -62,11 +62,21 @@ def open_data(
     Raises:
         InputError: the data cannot be found or read, or could mean two datasets.
     """
-    opening = _Opening(data, roles, follow_links, allow_empty_classes, known)
+    opened = _open(_Opening(data, roles, follow_links, allow_empty_classes, known))
+    if roles.id and isinstance(opened, Source):
+        raise InputError(
+            f"cannot use --id with {printable(data)}: expected a table of rows, got images, whose predictions have the "
+            "names of their files. Drop --id."
+        )
+    return opened
+
+
+def _open(opening: "_Opening") -> Source | TableSource:
+    data = opening.data
     path = _existing_path(data)
     if path is not None and data not in BUILT_IN_TABLES and (path.is_dir() or is_archive(path)):
         return opening.folder(path)
-    if roles.label_regex is not None:
+    if opening.roles.label_regex is not None:
         raise InputError(
             f"cannot use --label-regex with {printable(data)}: expected a folder or an archive of images, got other "
             "data. Pass the folder."

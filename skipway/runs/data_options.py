@@ -28,6 +28,7 @@ class DataOptions:
         "Data", None, "Table columns to learn from, separated by commas.", effective="all; none of images"
     )
     ignore: str | None = option("Data", None, "Table columns to leave out, separated by commas.", effective="none")
+    id: str | None = option("Data", None, "Table columns that name rows; predict copies them.", effective="none")
     label_sep: str | None = option("Data", None, "Text between several labels in the target column.", effective="none")
     image_column: str | None = option("Data", None, "Table column with names of image files.", effective="detected")
     image_root: str | None = option(

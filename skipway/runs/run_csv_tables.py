@@ -6,6 +6,7 @@ Text cells that a spreadsheet would run as a formula are prefixed with an apostr
 import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,24 @@ RESULTS = (
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, verbatim: int = 0) -> None:
     """Write a CSV file atomically, with escaped text cells.
 
     Args:
         path: file to write.
         columns: header.
         rows: cells of each row.
+        verbatim: number of first columns whose header and cells are text of the user, and are not escaped.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([escape_cell(name) for name in columns])
-    writer.writerows([escape_cell(value) for value in row] for row in rows)
-    write_file(path, text.getvalue().encode("utf-8"))
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in chain([columns], rows):
+        unchanged = row[:verbatim]
+        # Before Python 3.13, csv does not quote a carriage return.
+        has_return = any("\r" in cell for cell in unchanged)
+        (quoted if has_return else writer).writerow([*unchanged, *map(escape_cell, row[verbatim:])])
+    write_file(path, text.getvalue().encode("utf-8", "surrogatepass"))
 
 
 def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

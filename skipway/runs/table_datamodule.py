@@ -67,7 +67,7 @@ class TableDataModule:
         self.recipe, self.name, self.fold = recipe, tables.name, None
         if recipe.fold is not None and recipe.folds is not None:
             self.fold = Fold(recipe.fold, recipe.folds)
-            tables = replace(tables, splits=pool_tables(tables.splits, tables.roles.ignore))
+            tables = replace(tables, splits=pool_tables(tables.splits, (*tables.roles.ignore, *tables.roles.id)))
         self.tables = tables
         self.model = (recipe.model, {}) if recipe.model != "auto" else ("resmlp", dict(TABLE_NETWORK))
         _refuse_image_options(recipe)

@@ -120,7 +120,8 @@ def test_labels_of_a_table_are_joined_as_in_the_training_data(tmp_path):
     predictions = sw.predict(image_network("labels"), [*arrays(), np.zeros((2, 2))], top=2, precision="fp32")
     found = written(tmp_path, predictions, 2)
     assert list(found[0]) == [
-        *("file", "status", "labels", "probabilities", "label", "probability", "label_2", "probability_2", "reason")
+        *("file", "status", "labels", "probabilities", "label", "probability", "label_2", "probability_2", "reason"),
+        *("remark", *(f"p_{name}" for name in NAMES)),
     ]
     assert [row["labels"] for row in found] == ["ant;wasp", "ant", "wasp", "", "ant", ""]
     assert [row["status"] for row in found] == ["ok"] * 5 + ["error"] and found[5]["reason"] and not found[5]["label"]
@@ -130,10 +131,10 @@ def test_labels_of_a_table_are_joined_as_in_the_training_data(tmp_path):
 
 def test_numbers_of_a_table_have_a_column_each(tmp_path):
     found = written(tmp_path, sw.predict(table_network("numbers"), FRAME))
-    assert list(found[0]) == ["row", "status", *(f"predicted_{name}" for name in TARGETS), "reason"]
+    assert list(found[0]) == ["row", "status", *(f"predicted_{name}" for name in TARGETS), "reason", "remark"]
     assert float(found[3]["predicted_weight"]) == pytest.approx(136.7331, abs=1e-3)
     found = written(tmp_path, sw.predict(image_network("number"), [*arrays(), np.zeros((2, 2))]))
-    assert list(found[0]) == ["file", "status", "predicted", "reason"] and found[5]["predicted"] == ""
+    assert list(found[0]) == ["file", "status", "predicted", "reason", "remark"] and found[5]["predicted"] == ""
 
 
 def test_a_separator_that_is_in_no_label_is_used_if_the_data_had_none(tmp_path):

@@ -27,4 +27,8 @@ def test_a_table_of_predictions_is_harmless_and_has_a_row_each(place, weights, t
         "label_3",
         "probability_3",
         "reason",
+        "remark",
+        "p_ant",
+        "p_bee",
+        "p_cow",
     ]

@@ -25,8 +25,10 @@ def test_the_options_of_a_run_are_its_roles():
 
 
 def test_a_target_has_no_other_role():
-    for option in ("ignore", "features"):
+    for option in ("ignore", "features", "id"):
         with pytest.raises(InputError, match=f"cannot use the column 'y' as --{option}: expected another column, got"):
             ColumnRoles.of({"target": "x,y", option: "y"})
+    with pytest.raises(InputError, match="cannot use the column 'x' as --id: .* also --features. Remove it from --id"):
+        ColumnRoles.of({"target": "y", "features": "x", "id": "x"})
     with pytest.raises(InputError, match="cannot use --weight-column y: expected another column than --target. Change"):
         ColumnRoles.of({"target": "y", "weight_column": "y"})

@@ -26,6 +26,7 @@ SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".parquet")
 BUILT_IN_TABLES = ("wine", "breast_cancer", "diabetes")
 _UNNAMED_INDEX = re.compile(r"__index_level_\d+__")  # the column that pandas stores for an unnamed index
 _TARGET = "target"  # of the bundled tables
+_EXACT = 2**53  # larger integers lose digits as float64, and may be ids
 
 
 def table_files(root: Path) -> dict[str, Path]:
@@ -162,7 +163,10 @@ def _to_column(series: Any, where: str) -> Cells:
     if pd.api.types.is_bool_dtype(kind):
         return TextColumn.of([None if pd.isna(v) else str(bool(v)) for v in series])
     if pd.api.types.is_numeric_dtype(kind):
-        return series.to_numpy(np.float64, na_value=np.nan)
+        numbers = series.to_numpy(np.float64, na_value=np.nan)
+        if pd.api.types.is_integer_dtype(kind) and (np.abs(numbers) > _EXACT).any():
+            return TextColumn(lambda: _digits(series), len(series), numbers)
+        return numbers
     if pd.api.types.is_timedelta64_dtype(kind):
         return series.dt.total_seconds().to_numpy(np.float64)
     if isinstance(kind, pd.PeriodDtype):
@@ -216,6 +220,12 @@ def _is_scalar(value: Any) -> bool:
 
 def _has_nested(cell: list[Any]) -> list[bool]:
     return [not _is_scalar(value) for value in cell]
+
+
+def _digits(series: Any) -> tuple[np.ndarray, list[str]]:
+    """Return (codes, distinct texts) of integers, all digits of which are kept."""
+    codes, values = _factorize(series.astype(object))
+    return codes, list(map(str, values))
 
 
 def _factorize(series: Any) -> tuple[np.ndarray, list[Any]]:

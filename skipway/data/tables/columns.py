@@ -25,6 +25,7 @@ from skipway.data.tables.number_columns import (
     read_number_cells,
 )
 from skipway.data.tables.number_style import NumberStyle, style_from_dict, style_to_dict
+from skipway.data.tables.seen_values import SeenValues
 from skipway.errors import printable
 
 __all__ = [
@@ -77,6 +78,7 @@ class Column:
         style: how the numbers are written; None for other kinds, and for models of earlier versions, which read the
             numbers of each table in a style of its own.
         dates: format and parts of a column of dates; None for dates of earlier versions, whose only input is the trend.
+        seen: what the training rows hold; None for models of earlier versions, whose rows have fewer remarks.
 
     >>> Column("city", "category", categories=("Bonn", "Trier")).num_slots
     4
@@ -90,6 +92,7 @@ class Column:
     categories: tuple[str, ...] = ()
     style: NumberStyle | None = field(default=None, repr=False)  # fingerprints of earlier runs have the repr without it
     dates: DateEncoder | None = field(default=None, repr=False)  # likewise
+    seen: SeenValues | None = field(default=None, repr=False)  # likewise
 
     @property
     def cell_style(self) -> CellStyle | None:
@@ -256,20 +259,23 @@ def fit_column(
         order = sorted(range(len(texts)), key=lambda i: (-counts[i], texts[i]))
         frequent = [texts[i] for i in order if counts[i] > 1][:MAX_CATEGORIES]
         rare = len(texts) - len(frequent)
-        return Column(name, kind, categories=tuple(sorted(frequent))), {"rare": rare}
+        seen = SeenValues(has_missing=bool((codes < 0).any()))
+        return Column(name, kind, categories=tuple(sorted(frequent)), seen=seen), {"rare": rare}
     style = style or infer_cell_style(kind, raw)
     values, _ = read_numbers(raw, kind, name, style)
     present = values[~np.isnan(values)]
     of_numbers = style if isinstance(style, NumberStyle) else None
     if not len(present):
         dates = DateEncoder(style, 0.0, 0.0, ()) if isinstance(style, str) else None
-        return Column(name, kind, indicator=True, style=of_numbers, dates=dates), {"missing": len(raw)}
+        seen = SeenValues(has_missing=True)
+        return Column(name, kind, indicator=True, style=of_numbers, dates=dates, seen=seen), {"missing": len(raw)}
     low, center, high = np.quantile(present, (0.25, 0.5, 0.75))
     spread = (high - low) / 1.349  # equals the standard deviation for a normal distribution
     if not spread > 0:  # more than half of the values are equal
         largest = np.abs(present).max()
         spread = float(np.std(present / largest) * largest) if np.ptp(present) > 0 else 1.0
     missing = len(values) - len(present)
+    span = None if kind == "boolean" else (float(present.min()), float(present.max()))
     column = Column(
         name,
         kind,
@@ -278,6 +284,7 @@ def fit_column(
         indicator=missing > 0,
         style=of_numbers,
         dates=fit_dates(present, style) if isinstance(style, str) else None,
+        seen=SeenValues(missing > 0, span),
     )
     return column, {"missing": missing}
 
@@ -348,6 +355,7 @@ def columns_from_dicts(values: Iterable[Any]) -> "tuple[Column, ...]":
             categories=tuple(c.get("categories", ())),
             style=style_from_dict(c["style"]) if "style" in c else None,
             dates=DateEncoder.from_dict(c["dates"]) if "dates" in c else None,
+            seen=SeenValues.from_dict(c["seen"]) if "seen" in c else None,
         )
         for c in values
     )
@@ -355,8 +363,9 @@ def columns_from_dicts(values: Iterable[Any]) -> "tuple[Column, ...]":
 
 def column_to_dict(column: Column) -> dict[str, Any]:
     """Return a column as JSON values, without the fields that its kind does not use."""
+    seen = {"seen": column.seen.as_dict()} if column.seen else {}
     if column.kind == "category":
-        return {"name": column.name, "kind": column.kind, "categories": list(column.categories)}
+        return {"name": column.name, "kind": column.kind, "categories": list(column.categories), **seen}
     values = {
         "name": column.name,
         "kind": column.kind,
@@ -365,4 +374,4 @@ def column_to_dict(column: Column) -> dict[str, Any]:
         "indicator": column.indicator,
     }
     values |= {"style": style_to_dict(column.style)} if column.style else {}
-    return values | ({"dates": column.dates.as_dict()} if column.dates else {})
+    return values | ({"dates": column.dates.as_dict()} if column.dates else {}) | seen

@@ -7,7 +7,7 @@ that determine the target are reported.
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,7 @@ def build_table_dataset(
     reported = {"train"} if spec is None else set()
     if spec is None:
         rows = splits["train"]  # the training table is first, so these also index its rows
-        spec = _fit_spec(train, target, y[rows], choice, rows=rows, notes=notes)
+        spec = replace(_fit_spec(train, target, y[rows], choice, rows=rows, notes=notes), id_names=roles.id)
         for name in target.names if target.styles else ():
             kind, remark = infer_kind(name, train)
             warnings += [f"target {printable(name)!r}: {remark}"] if kind and remark else []
@@ -141,7 +141,7 @@ def build_table_dataset(
     encoded = [spec.encode_strict(table, allow_odd=True) for table in tables.values()]
     missing = Counter[str]()
     for split, part in zip(tables, encoded, strict=True):
-        warnings += [f"{split} table: {line}" for line in part.odd if split not in reported]
+        warnings += [f"{split} table: {line}" for line in part.odd_lines if split not in reported]
         missing.update(part.missing)
         notes.update({f"values of {name!r} rarely or never seen in training": n for name, n in part.unseen.items()})
         notes.update({f"missing values in {name!r}": n for name, n in part.missing.items()})
@@ -292,7 +292,7 @@ def _choose_columns(source: TableSource, keep_counter: bool) -> _ColumnChoice:
     roles = source.roles
     left_out = {name: f"--{option.replace('_', '-')}" for option, name in roles.single().items()}
     left_out = {name: why for name, why in left_out.items() if name not in roles.features}
-    left_out |= dict.fromkeys(roles.ignore, "--ignore")
+    left_out |= dict.fromkeys(roles.ignore, "--ignore") | dict.fromkeys(roles.id, "--id")
     warnings = []
     for name in train.columns:
         if name in source.roles.target or name in left_out:

@@ -87,11 +87,12 @@ class DateEncoder:
     def describe(self) -> str:
         """Describe the order of day and month, the range and the parts in words."""
         order, parts = describe_order(self.date_format), ", ".join(name for name, _ in self.parts)
-        return (
-            (f"{order}; " if order else "")
-            + f"{self._show(self.first)} to {self._show(self.last)}"
-            + (f"; inputs: trend, {parts}" if parts else "")
-        )
+        inputs = f"; inputs: trend, {parts}" if parts else ""
+        return (f"{order}; " if order else "") + self.describe_range() + inputs
+
+    def describe_range(self) -> str:
+        """Describe the range of the training rows."""
+        return f"{self._show(self.first)} to {self._show(self.last)}"
 
     def _show(self, days: float) -> str:
         text = str(np.datetime64(round(days * _SECONDS_A_DAY), "s"))  # such as 2024-12-31T12:30:00

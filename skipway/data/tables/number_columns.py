@@ -13,6 +13,7 @@ from skipway.data.sources.text_column import Cells, TextColumn
 from skipway.data.tables.number_cells import LARGEST, CellRole, explain_cell, read_texts
 from skipway.data.tables.number_inference import MAX_ODD, NumberTexts, infer_style, inspect_texts
 from skipway.data.tables.number_style import NumberStyle
+from skipway.data.tables.odd_cells import OddCells, Oddity
 from skipway.errors import printable
 
 __all__ = ["NumberCells", "Problem", "infer_column_style", "inspect_column", "read_number_cells"]
@@ -29,6 +30,10 @@ class Problem:
     why: str
     is_text: bool = False
 
+    def describe(self) -> str:
+        """Return the column and the reason."""
+        return f"column {printable(self.column)!r}: {self.why}"
+
 
 @dataclass(frozen=True)
 class NumberCells:
@@ -37,20 +42,24 @@ class NumberCells:
     Attributes:
         values: (N,) float64, NaN for missing and invalid cells.
         problems: the invalid cells.
-        remarks: lines on cells that are read as missing, or as a bound such as <5.
-        bounds: indices of the cells that are read as a bound.
+        odd: the cells that are read as missing, or as a bound such as <5.
     """
 
     values: np.ndarray
     problems: list[Problem]
-    remarks: list[str] = field(default_factory=list)
-    bounds: list[int] = field(default_factory=list)
+    odd: list[OddCells] = field(default_factory=list)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Lines that count the odd cells."""
+        return [cells.line for cells in self.odd]
 
     @property
     def exact(self) -> np.ndarray:
         """The values, with NaN also for bounds."""
         values = self.values.copy()
-        values[self.bounds] = np.nan
+        for cells in self.odd:
+            values[cells.rows] = np.nan
         return values
 
 
@@ -111,13 +120,11 @@ def read_number_cells(raw: Cells, name: str, style: NumberStyle | None) -> Numbe
         Problem(int(i), name, explain_cell(texts[codes[i]], style), is_text=cell_roles[i] == CellRole.TEXT)
         for i in np.flatnonzero(cell_roles >= CellRole.MISWRITTEN)
     ]
-    remarks = []
-    for role, meaning in ((CellRole.MISSING, "missing"), (CellRole.BOUND, "their bound")):
-        if count := int((cell_roles[codes >= 0] == role).sum()):
-            example = printable(texts[int(np.flatnonzero(roles == role)[0])])[:40]
-            remarks.append(f"cells of {printable(name)!r} read as {meaning}, such as {example!r}: {count:,}")
-    bounds = np.flatnonzero(cell_roles == CellRole.BOUND).tolist()
-    return NumberCells(np.append(values, np.nan)[codes], problems, remarks, bounds)
+    odd = []
+    for role, oddity in ((CellRole.MISSING, Oddity.MARKER), (CellRole.BOUND, Oddity.BOUND)):
+        if len(rows := np.flatnonzero((cell_roles == role) & (codes >= 0))):
+            odd.append(OddCells(name, oddity, rows, [texts[code] for code in codes[rows]]))
+    return NumberCells(np.append(values, np.nan)[codes], problems, odd)
 
 
 def _check_numbers(raw: np.ndarray, name: str, style: NumberStyle | None) -> NumberCells:

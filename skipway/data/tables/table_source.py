@@ -78,6 +78,6 @@ def table_source(name: str, tables: dict[str, Table], roles: ColumnRoles) -> Tab
     Raises:
         InputError: a column does not exist.
     """
-    for column in (*roles.target, *roles.ignore, *roles.features, *roles.single().values()):
+    for column in (*roles.target, *roles.ignore, *roles.id, *roles.features, *roles.single().values()):
         tables["train"].column(column)
     return TableSource(name, tables, roles)

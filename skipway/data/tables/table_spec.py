@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,15 +22,16 @@ from skipway.data.sources.table import Table, join_quoted
 from skipway.data.tables.columns import (
     ABSENT,
     KINDS,
-    UNSEEN,
     Column,
     Problem,
     column_to_dict,
     columns_from_dicts,
     describe_problems,
 )
+from skipway.data.tables.find_odd_cells import cell_texts, odd_categories, odd_numbers
 from skipway.data.tables.number_inference import MAX_ODD
 from skipway.data.tables.number_style import NumberStyle, style_from_dict, style_to_dict
+from skipway.data.tables.odd_cells import OddCells, Oddity, join_remarks
 from skipway.errors import InputError, printable
 
 __all__ = ["Encoded", "TableSpec"]
@@ -42,21 +44,45 @@ class Encoded:
     Attributes:
         x: (N, F + K) float32.
         problems: cells that cannot be used.
-        unseen: {column: number of values rarely or never seen in training}.
         missing: {column: number of missing values}.
-        odd: lines on cells that are read as missing, or as a bound such as <5.
+        odd: cells that are not as in training.
     """
 
     x: np.ndarray
     problems: list[Problem]
-    unseen: Counter[str]
     missing: Counter[str]
-    odd: list[str] = field(default_factory=list)
+    odd: list[OddCells] = field(default_factory=list)
+
+    @property
+    def unseen(self) -> dict[str, int]:
+        """{column: number of values rarely or never seen in training}."""
+        return {cells.column: len(cells.rows) for cells in self.odd if cells.oddity is Oddity.UNSEEN}
+
+    @property
+    def odd_lines(self) -> list[str]:
+        """Lines on cells that are read as missing or as a bound such as <5, or that are outside of a range."""
+        counted = (Oddity.UNSEEN, Oddity.MISSING)
+        return [cells.line for cells in self.odd if cells.oddity not in counted]
 
     def remarks(self) -> list[str]:
         """Return a line for each column with unseen, missing or unusual values."""
-        unseen = [f"values of {printable(c)!r} rarely or never seen in training: {n:,}" for c, n in self.unseen.items()]
-        return self.odd + unseen + [f"missing values of {printable(c)!r}: {n:,}" for c, n in self.missing.items()]
+        unseen = [cells.line for cells in self.odd if cells.oddity is Oddity.UNSEEN]
+        missing = [f"missing values of {printable(c)!r}: {n:,}" for c, n in self.missing.items()]
+        return self.odd_lines + unseen + missing
+
+    def errors(self) -> dict[int, str]:
+        """Return the first cell that cannot be used of each row that has one, with the reason."""
+        errors: dict[int, str] = {}
+        for problem in sorted(self.problems, key=lambda problem: problem.row):
+            errors.setdefault(problem.row, problem.describe())
+        return errors
+
+    def row_remarks(self) -> dict[int, str]:
+        """Return remarks on the odd cells of each row that has some, and on further cells that cannot be used."""
+        errors = self.errors()
+        problems = ((problem.row, problem.describe()) for problem in self.problems)
+        further = ((row, text) for row, text in problems if text != errors[row])
+        return join_remarks(chain(further, *(cells.remarks() for cells in self.odd)))
 
 
 @dataclass(frozen=True)
@@ -67,6 +93,7 @@ class TableSpec(OutputSpec):
         columns: encoders of the input columns.
         target_names, task, class_names, target_mean, target_std, thresholds, label_sep: see `OutputSpec`.
         target_styles: how the numbers of each target are written; empty for text, and for models of earlier versions.
+        id_names: columns that name the rows, which are no inputs and are copied by predict.
 
     Raises:
         InputError: a value is out of range, or values contradict each other.
@@ -89,10 +116,12 @@ class TableSpec(OutputSpec):
     thresholds: tuple[float, ...] = ()
     label_sep: str = ""
     target_styles: tuple[NumberStyle, ...] = field(default=(), repr=False)  # as in `Column.style`
+    id_names: tuple[str, ...] = field(default=(), repr=False)  # likewise
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", tuple(self.columns))
         self._check_outputs()
+        check_texts(self.id_names, self.kind, "id columns")
         unique = len({c.name for c in self.columns})
         if not 1 <= len(self.columns) <= MAX_COLUMNS or unique != len(self.columns):
             raise InputError(
@@ -184,13 +213,13 @@ class TableSpec(OutputSpec):
             )
         x = np.empty((len(table), *self.input_shape), np.float32)
         problems: list[Problem] = []
-        odd: list[str] = []
-        unseen, missing = Counter[str](), Counter[str]()
+        odd: list[OddCells] = []
+        missing = Counter[str]()
         for column, places, indicator in self.number_inputs():
             cells = column.read_cells(table.columns[column.name])
             is_missing = np.isnan(cells.values)
             problems += cells.problems
-            odd += cells.remarks
+            odd += odd_numbers(column, table.columns[column.name], cells)
             if is_missing.any() and (count := int(is_missing.sum()) - len(cells.problems)):
                 missing[column.name] = count
             x[:, places] = column.encoded(cells.values)
@@ -199,11 +228,10 @@ class TableSpec(OutputSpec):
         for i, column in enumerate(self.category_columns, self.num_numbers + len(self.indicator_columns)):
             slots = column.slot_indices(table.columns[column.name])
             x[:, i] = slots
-            if count := int((slots == UNSEEN).sum()):
-                unseen[column.name] = count
+            odd += odd_categories(column, table.columns[column.name], slots)
             if count := int((slots == ABSENT).sum()):
                 missing[column.name] = count
-        return Encoded(x=x, problems=problems, unseen=unseen, missing=missing, odd=odd)
+        return Encoded(x=x, problems=problems, missing=missing, odd=odd)
 
     def encode_strict(self, table: Table, *, allow_odd: bool = False) -> Encoded:
         """Encode the rows of a table, and require that all cells can be used.
@@ -221,9 +249,11 @@ class TableSpec(OutputSpec):
         if problems and allow_odd:
             texts = Counter(problem.column for problem in problems if problem.is_text)
             few = {name: count for name, count in texts.items() if count <= MAX_ODD * len(table)}
+            for name, count in few.items():
+                encoded.missing[name] += count
+                rows = np.array([p.row for p in problems if p.is_text and p.column == name])
+                encoded.odd.append(OddCells(name, Oddity.TEXT, rows, cell_texts(table.columns[name], rows)))
             problems = [problem for problem in problems if not (problem.is_text and problem.column in few)]
-            encoded.missing.update(few)
-            encoded.odd.extend(f"texts in {printable(name)!r} read as missing: {n:,}" for name, n in few.items())
         if problems:
             raise InputError(describe_problems(problems, table.row_name))
         return encoded
@@ -233,6 +263,8 @@ class TableSpec(OutputSpec):
         values = {"columns": [column_to_dict(c) for c in self.columns], "task": self.task, **self.output_dict()}
         if self.target_styles:
             values["target_styles"] = list(map(style_to_dict, self.target_styles))
+        if self.id_names:
+            values["id_names"] = list(self.id_names)
         return values
 
     @classmethod
@@ -247,7 +279,7 @@ class TableSpec(OutputSpec):
         """
         values = _as_lists(values) if isinstance(values, dict) else {}
         expected = {"columns", "task", "class_names", "target_names"}
-        if not expected <= set(values) <= {"columns", "target_styles", *OUTPUT_FIELDS}:
+        if not expected <= set(values) <= {"columns", "target_styles", "id_names", *OUTPUT_FIELDS}:
             names = sorted(map(str, values))
             raise InputError(
                 f"cannot read a TableSpec: expected the fields {', '.join(sorted(expected))}, got "
@@ -256,13 +288,14 @@ class TableSpec(OutputSpec):
         try:
             columns = columns_from_dicts(values["columns"])
             styles = tuple(map(style_from_dict, values.get("target_styles", ())))
+            id_names = tuple(values.get("id_names", ()))
             outputs = cls.output_fields(values)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(
                 f"cannot read a TableSpec: expected valid columns and numbers, got {printable(error)[:200]}. Use a "
                 "file saved by skipway."
             ) from None
-        return cls(columns=columns, target_styles=styles, **outputs)
+        return cls(columns=columns, target_styles=styles, id_names=id_names, **outputs)
 
 
 def _as_lists(values: dict[str, Any]) -> dict[str, Any]:
