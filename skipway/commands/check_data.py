@@ -138,6 +138,7 @@ def _check_tables(tables: TableSource, max_unreadable: float) -> DataReport:
     noun = "label" if spec.task == "multilabel" else "class"
     lines += [f"  {noun} {printable(name)}: {count_of(count, 'row')}" for name, count in totals.items()]
     lines += _note_lines(facts)
+    lines += [tables.to_predict.describe()] if tables.to_predict else []
     if rows.skipped:
         lines.append(f"{len(rows.skipped):,} without a target: {', '.join(row.key for row in rows.skipped[:10])}")
     lines += [f"warning: {warning}" for warning in facts["warnings"]]

@@ -13,7 +13,7 @@ from skipway.data.image_tables.file_index import FileIndex, looks_like_image
 from skipway.data.image_tables.image_table import ImageTable, image_table_source
 from skipway.data.image_tables.named_images import FILE, table_of_names
 from skipway.data.image_tables.near_tree import NearTree
-from skipway.data.image_tables.read_tables import find_tables, is_table_file, read_file, read_files
+from skipway.data.image_tables.read_tables import find_tables, is_table_file, read_file, read_files, read_sample
 from skipway.data.output_spec import OutputSpec
 from skipway.data.sources.archive_tree import is_archive, open_archive
 from skipway.data.sources.choose_source import open_source
@@ -197,8 +197,8 @@ class _Opening:
         if self.roles.target or not folders:
             if unread:
                 raise unread[0]
-            if base is None and candidates and self.roles.target:  # an archive has no files to open by their names
-                return table_source(tree.name, candidates[0].tables, self.roles)
+            if base is None and candidates:  # an archive has no files to open by their names
+                return self._packed_rows(tree, [candidate.tables for candidate in candidates])
             return self.other()
         source = self.images()
         ignored = [printable(table.name) for candidate in candidates for table in candidate.tables.values()]
@@ -209,6 +209,14 @@ class _Opening:
             )
         source.warnings += [f"ignored a table: {error}" for error in unread]
         return source
+
+    def _packed_rows(self, tree: FileTree, candidates: list[dict[str, Table]]) -> TableSource:
+        """Return the rows of the tables in an archive: the first ones with the most splits."""
+        chosen = max(range(len(candidates)), key=lambda i: len(candidates[i]))
+        files = find_tables(tree.root)[chosen]
+        return table_source(
+            tree.name, candidates[chosen], self.roles, lambda: read_sample(files, tree, None, self.read)
+        )
 
     def _candidates(self, tree: FileTree, base: Path | None) -> tuple[list[ImageTable], list[InputError]]:
         """Return the tables of a tree with the columns that name images, and the errors of unreadable ones."""

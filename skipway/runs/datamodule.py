@@ -101,6 +101,9 @@ class DataModule(Protocol):
     def write_evaluation(self, folder: Path, scores: Scores, split: str) -> None:
         """Write predictions.csv and further results of the best weights on a split."""
 
+    def write_submission(self, folder: Path) -> list[str]:
+        """Write the predictions of test samples without a target, and return the console lines about them."""
+
     def size_growth(self, epochs: int) -> list[float]:
         """Return the growth of the samples in each epoch, from 0 at the first size to 1 at the full size."""
 

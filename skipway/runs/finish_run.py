@@ -107,10 +107,13 @@ def finish_run(
         settings = trainer.settings
         values = describe_environment(datamodule.recipe, settings.device, settings.precision, repr(best))
         write_json(folder / "env.json", with_schema(values))
+    submission = datamodule.write_submission(folder)
     draw_signal_flow(folder)
     report = html.write(folder)
     require_run_folder(folder)
     console.print(verdict(metrics, trainer.task.primary_metric, datamodule, folder=folder, report=report))
+    for line in submission:
+        console.print(line)
     return metrics
 
 

@@ -347,6 +347,10 @@ class ImageDataModule:
         write_evaluation_tables(folder, images.keys, spec, scores, split=split, key_column="file")
         write_worst_images(folder, images, spec, scores)
 
+    def write_submission(self, folder: Path) -> list[str]:
+        """Return no lines, because a test table of images without a target is ignored."""
+        return []
+
     def size_growth(self, epochs: int) -> list[float]:
         """Return the growth of the images in each epoch, by area: 0 at the first size, 1 at the full size."""
         return size_growth(self._augmentation(), self.decode_settings.size, epochs)

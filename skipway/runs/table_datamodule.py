@@ -32,6 +32,7 @@ from skipway.runs.defaults import TABLE_NETWORK, TargetCounts, table_batch_size,
 from skipway.runs.prediction_tables import write_evaluation_tables
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_csv_tables import write_table
+from skipway.runs.submission import write_submission
 from skipway.runs.table_baseline import baseline
 from skipway.runs.target_checks import CLASS_OPTIONS, changed_options, flags, refuse_class_options
 from skipway.training.losses import Task, task_of
@@ -194,6 +195,7 @@ class TableDataModule:
         lines += [f"  column {printable(name)!r}: {describe_reading(details)}" for name, details in styled.items()]
         if rows.skipped:
             lines.append(f"  {count_of(len(rows.skipped), 'row')} without a target skipped, listed in skipped.csv")
+        lines += [f"  {self.tables.to_predict.describe()}"] if self.tables.to_predict else []
         lines += [f"  {count:,} {note}" for note, count in facts["notes"].items()]
         return lines + [f"  warning: {warning}" for warning in facts["warnings"]]
 
@@ -214,6 +216,11 @@ class TableDataModule:
         """Write predictions.csv, and the metrics of each class, label or number."""
         rows, scores = self.rows, scores.with_weights(self.rows.weights)
         write_evaluation_tables(folder, rows.keys, rows.spec, scores, split=split, key_column="row")
+
+    def write_submission(self, folder: Path) -> list[str]:
+        """Predict the test table if it lacks the target, and return the console lines about submission.csv."""
+        rows = self.tables.to_predict
+        return [] if rows is None else write_submission(folder, rows)
 
     def size_growth(self, epochs: int) -> list[float]:
         """Return 1 for each epoch, because rows have a fixed size."""

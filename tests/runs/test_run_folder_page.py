@@ -29,6 +29,7 @@ ROW = re.compile(r"^\| (`[^|]+`) \| ([^|]+) \| .* \|$", re.M)
 KINDS = ("ant", "bee", "cow", "dog", "eel", "fly")
 RUNS = ("image", "grown", "classes", "number", "labels", "many_labels", "image_number", "image_numbers")
 TABLE_RUNS = ("row_labels", "row_numbers", "many_row_labels")
+SUBMITTED = "submitted"
 CROSS_VALIDATIONS = ("dear_folds", "price_folds", "label_folds")
 TYPES = {
     "integer": int,
@@ -146,6 +147,12 @@ def runs(tmp_path_factory):
         frame = homes(40, i).drop(columns="dear").assign(rent=lambda f: f["price"] / 9 + f["size"].notna())
         frame["tags"] = np.where(frame["garden"] == "yes", "green|" + frame["city"].fillna("rural"), "")
         written(tagged / f"{split}.csv", frame.assign(**{f"y{k}": np.arange(40) % (k + 2) == 0 for k in range(21)}))
+    kaggle = base / "kaggle"
+    kaggle.mkdir()
+    for split, target in (("train", ["price"]), ("test", ["price", "dear"])):
+        written(
+            kaggle / f"{split}.csv", homes(40).drop(columns=target).assign(home=[f"{split} {i}" for i in range(40)])
+        )
     common = {"output": base, "epochs": 1, "max_unreadable": 0.1}
     grown = {"grow": "resnet20:1,resnet32:1", "model": "auto", "epochs": 2, "balance": "weights"}
     few = {"train": 24, "val": 12, "test": 12}
@@ -164,6 +171,7 @@ def runs(tmp_path_factory):
                 of_source.setattr(datamodule, "open_recipe_data", lambda recipe, source=source: source)
                 quick("squares", base, name=name, epochs=1)
         train(table, target="dear", ignore="price", weight_column="w", name="classes", **common)
+        train(kaggle, id="home", name=SUBMITTED, **common)
         many = ",".join(f"y{k}" for k in range(21))
         for name, target, label_sep in zip(TABLE_RUNS, ("tags", "price,rent", many), ("|", None, None), strict=True):
             options = {"target": target, "label_sep": label_sep, "features": "size,city,garden"}
@@ -180,7 +188,7 @@ def runs(tmp_path_factory):
         patch.setattr("skipway.commands.export.program", write_program)
         export_run(base / "classes", "pt2")
     probe_run(base / "image", samples=8, points=3)
-    return [base / name for name in (*RUNS, *TABLE_RUNS, *CROSS_VALIDATIONS)]
+    return [base / name for name in (*RUNS, *TABLE_RUNS, SUBMITTED, *CROSS_VALIDATIONS)]
 
 
 def write_program(network, path, **options):

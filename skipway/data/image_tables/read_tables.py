@@ -10,13 +10,11 @@ from skipway.data.image_tables.headerless import read_headerless
 from skipway.data.sources.decode import BadImage
 from skipway.data.sources.file_tree import FileTree, Folder
 from skipway.data.sources.image_source import SPLITS, split_of_folder, words_of
-from skipway.data.sources.read_table import SUFFIXES, read_table
+from skipway.data.sources.read_table import SUFFIXES, is_submission, read_table, sample_of
 from skipway.data.sources.table import Table
 from skipway.errors import InputError, printable
 
-__all__ = ["TableFiles", "find_tables", "is_table_file", "read_file", "read_files"]
-
-_NO_LABELS = frozenset(("submission", "sample_submission", "samplesubmission"))  # of Kaggle: images to predict
+__all__ = ["TableFiles", "find_tables", "is_table_file", "read_file", "read_files", "read_sample"]
 
 
 @dataclass(frozen=True)
@@ -55,11 +53,26 @@ def find_tables(root: Folder) -> list[TableFiles]:
         (root,) = root.folders.values()
 
 
+def read_sample(files: TableFiles, tree: FileTree, base: Path | None, read: Callable[[Path], Table]) -> Table | None:
+    """Read the sample of a submission next to the tables of a folder or an archive, or return None.
+
+    Raises:
+        InputError: the sample cannot be read.
+    """
+    folder = files.folder("train")
+    names = [path.rpartition("/")[2] for path in tree.root.other_paths() if path.rpartition("/")[0] == folder]
+    name = sample_of(names)
+    if name is None:
+        return None
+    sample = TableFiles({"train": f"{folder}/{name}" if folder else name})
+    return read_files(sample, tree, base, read)["train"]
+
+
 def _by_name(folder: Folder, files: list[tuple[str, str]]) -> Iterator[TableFiles]:
     groups: dict[tuple[str, ...], dict[str, str]] = {}
     for name, path in files:
         stem = os.path.splitext(name)[0]
-        if not is_table_file(name) or stem.lower() in _NO_LABELS:
+        if not is_table_file(name) or is_submission(stem):
             continue
         words = words_of(stem)
         splits = [split for word in words if (split := split_of_folder(word))]

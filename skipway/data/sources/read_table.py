@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Iterable
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
@@ -20,12 +21,24 @@ from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import Cells, TextColumn, value_text
 from skipway.errors import InputError, printable
 
-__all__ = ["BUILT_IN_TABLES", "SUFFIXES", "bundled_table", "frame_table", "read_table", "table_files"]
+__all__ = [
+    "BUILT_IN_TABLES",
+    "SUFFIXES",
+    "bundled_table",
+    "frame_table",
+    "is_submission",
+    "read_table",
+    "sample_of",
+    "table_files",
+]
 
 SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".parquet")
 BUILT_IN_TABLES = ("wine", "breast_cancer", "diabetes")
 _UNNAMED_INDEX = re.compile(r"__index_level_\d+__")  # the column that pandas stores for an unnamed index
 _TARGET = "target"  # of the bundled tables
+# Names of Kaggle for samples of submissions, the best one first.
+_SUBMISSIONS = ("samplesubmission", "submissionformat", "gendersubmission", "examplesubmission", "submission")
+_PLACES_OF_SUBMISSIONS = {name: place for place, name in enumerate(_SUBMISSIONS)}
 _EXACT = 2**53  # larger integers lose digits as float64, and may be ids
 
 
@@ -52,6 +65,26 @@ def table_files(root: Path) -> dict[str, Path]:
             )
         files[split] = path
     return files if "train" in files else {}
+
+
+def is_submission(stem: str) -> bool:
+    """Return True if the name of a table, without its suffix, is that of a submission to Kaggle or of its sample.
+
+    >>> is_submission("sample_submission"), is_submission("sampleSubmission"), is_submission("submissions_of_users")
+    (True, True, False)
+    """
+    return _PLACES_OF_SUBMISSIONS.get(_letters(stem)) is not None
+
+
+def sample_of(names: Iterable[str]) -> str | None:
+    """Return the table among the names of files that is the sample of a submission, or None."""
+    tables = {name: Path(name) for name in names if Path(name).suffix.lower() in SUFFIXES}
+    samples = {name: _letters(path.stem) for name, path in tables.items() if is_submission(path.stem)}
+    return min(samples, key=lambda name: _PLACES_OF_SUBMISSIONS[samples[name]], default=None)
+
+
+def _letters(stem: str) -> str:
+    return re.sub(r"[ _-]", "", stem).casefold()
 
 
 def read_table(path: Path) -> Table:

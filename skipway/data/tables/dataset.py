@@ -293,6 +293,7 @@ def _choose_columns(source: TableSource, keep_counter: bool) -> _ColumnChoice:
     left_out = {name: f"--{option.replace('_', '-')}" for option, name in roles.single().items()}
     left_out = {name: why for name, why in left_out.items() if name not in roles.features}
     left_out |= dict.fromkeys(roles.ignore, "--ignore") | dict.fromkeys(roles.id, "--id")
+    left_out |= source.to_predict.left_out if source.to_predict else {}
     warnings = []
     for name in train.columns:
         if name in source.roles.target or name in left_out:

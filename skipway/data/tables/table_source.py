@@ -9,8 +9,9 @@ from skipway.data.sources.image_source import SPLITS
 from skipway.data.sources.in_memory import held_data
 from skipway.data.sources.in_memory_source import held_tables
 from skipway.data.sources.parquet_columns import packs_images
-from skipway.data.sources.read_table import BUILT_IN_TABLES, bundled_table, read_table, table_files
+from skipway.data.sources.read_table import BUILT_IN_TABLES, bundled_table, read_table, sample_of, table_files
 from skipway.data.sources.table import Table, join_quoted
+from skipway.data.tables.rows_to_predict import RowsToPredict, find_targets, lacks_target, separate_rows
 from skipway.errors import InputError, printable
 
 __all__ = ["TableSource", "open_table_source", "table_source"]
@@ -18,11 +19,15 @@ __all__ = ["TableSource", "open_table_source", "table_source"]
 
 @dataclass
 class TableSource:
-    """Tables by split before encoding, with the roles of their columns; `roles.target` is set."""
+    """Tables by split before encoding, with the roles of their columns; `roles.target` is set.
+
+    `to_predict` is a test table without the target, or None.
+    """
 
     name: str
     splits: dict[str, Table]
     roles: ColumnRoles
+    to_predict: RowsToPredict | None = None
 
 
 def open_table_source(
@@ -59,25 +64,42 @@ def open_table_source(
     if not files or (parquet and (not roles.target or packs_images(parquet[0]))):
         return None  # parquet files of images need no --target
     tables = {split: read(files[split]) for split in SPLITS if split in files}
-    if not roles.target:
-        columns = join_quoted(list(tables["train"].columns))
-        raise InputError(
-            f"cannot use the table {printable(data)}: expected --target, got none. Choose one of {columns}."
-        )
-    return table_source(path.stem if path.is_file() else path.resolve().name, tables, roles)
+    name = path.stem if path.is_file() else path.resolve().name
+
+    def read_sample() -> Table | None:
+        sample = sample_of(entry.name for entry in path.iterdir())
+        return None if sample is None else read(path / sample)
+
+    return table_source(name, tables, roles, read_sample)
 
 
-def table_source(name: str, tables: dict[str, Table], roles: ColumnRoles) -> TableSource:
+def table_source(
+    name: str, tables: dict[str, Table], roles: ColumnRoles, read_sample: Callable[[], Table | None] = lambda: None
+) -> TableSource:
     """Return the tables of a dataset with the roles of their columns, which must exist.
+
+    The target of a folder with a test table may be open: it is the column that only the training table has.
 
     Args:
         name: name of the dataset.
         tables: {split: table}.
-        roles: roles of the columns, with a target.
+        roles: roles of the columns.
+        read_sample: function that reads the sample of a submission; it is called if the test table lacks the target.
 
     Raises:
-        InputError: a column does not exist.
+        InputError: a column does not exist, or there is no target.
     """
+    sample = read_sample() if lacks_target(tables, roles) else None
+    if not roles.target:
+        targets = find_targets(tables, sample)
+        is_in_sample = sample is not None and set(targets) <= set(sample.columns)
+        if not targets or (len(targets) > 1 and not is_in_sample):
+            train = tables["train"]
+            raise InputError(
+                f"cannot use the table {printable(train.name)}: expected --target, got none. Choose one of "
+                f"{join_quoted(list(targets or train.columns))}."
+            )
+        roles = replace(roles, target=targets)
     for column in (*roles.target, *roles.ignore, *roles.id, *roles.features, *roles.single().values()):
         tables["train"].column(column)
-    return TableSource(name, tables, roles)
+    return TableSource(name, *separate_rows(tables, roles, sample))
