@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from skipway.report.run_reader import mapping, number
@@ -9,7 +10,7 @@ from skipway.report.verdicts import majority, metric_of, percent
 from skipway.utils.primary_metric import PRIMARY_METRICS, PrimaryMetric
 from skipway.utils.uncertainty import exceeds_share, r2_interval, wilson_interval
 
-__all__ = ["SPLITS", "baseline_lead", "evaluation_note", "folds_lead", "headline", "kept_epoch", "metric_table"]
+__all__ = ["SPLITS", "Lead", "baseline_lead", "evaluation_note", "folds_lead", "headline", "kept_epoch", "metric_table"]
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 _LOSSES = {
@@ -196,8 +197,21 @@ def evaluation_note(metrics: Mapping[str, Any]) -> str:
     return f"{rows}, which selected nothing: {end}."
 
 
-def baseline_lead(metrics: Mapping[str, Any], metric: str) -> str:
-    """Return a sentence if the baseline is ahead of the model on the rows that evaluate both, else an empty text.
+@dataclass(frozen=True)
+class Lead:
+    """Lead of the baseline over the model: a sentence, and True unless it is within the interval of the model."""
+
+    text: str
+    is_clear: bool
+
+    @property
+    def kind(self) -> str:
+        """The first word of a console line about it."""
+        return "warning" if self.is_clear else "note"
+
+
+def baseline_lead(metrics: Mapping[str, Any], metric: str) -> Lead | None:
+    """Return the lead of the baseline over the model on the rows that evaluate both, or None.
 
     Args:
         metrics: values of metrics.json.
@@ -205,26 +219,43 @@ def baseline_lead(metrics: Mapping[str, Any], metric: str) -> str:
     """
     baseline = mapping(metrics.get("baseline"))
     split = "test" if f"test_{metric}" in metrics else "val"
-    value, of_model = (number(source.get(f"{split}_{metric}")) for source in (baseline, metrics))
+    scores = [number(source.get(f"{split}_{metric}")) for source in (baseline, metrics)]
+    interval = _stored_interval(metrics.get(f"{split}_{metric}_interval"))
     count = number(mapping(mapping(metrics.get("data")).get("counts")).get(split))
-    return _lead(baseline, value, of_model, PRIMARY_METRICS[metric], where=f"on the {count:,.0f} {SPLITS[split]} rows")
+    where = f"on the {count:,.0f} {SPLITS[split]} rows"
+    return _lead(baseline, scores, interval, PRIMARY_METRICS[metric], where=where)
 
 
-def folds_lead(values: Mapping[str, Any], metric: PrimaryMetric) -> str:
-    """Return a sentence if the baseline is ahead in the mean over the folds, else an empty text.
+def folds_lead(values: Mapping[str, Any], metric: PrimaryMetric) -> Lead | None:
+    """Return the lead of the baseline in the mean over the folds, or None.
 
     Args:
         values: values of folds.json.
         metric: primary metric.
     """
     baseline = mapping(values.get("baseline"))
-    value, of_model = (number(source.get("mean")) for source in (baseline, values))
-    return _lead(baseline, value, of_model, metric, where="in the mean over the folds")
+    scores = [number(source.get("mean")) for source in (baseline, values)]
+    interval = _stored_interval(values.get(f"{metric.name}_interval"))
+    return _lead(baseline, scores, interval, metric, where="in the mean over the folds")
 
 
-def _lead(baseline: Mapping[str, Any], value: float, of_model: float, metric: PrimaryMetric, *, where: str) -> str:
-    texts = [metric.text(score, 2) for score in (value, of_model)]
+def _lead(
+    baseline: Mapping[str, Any],
+    scores: list[float],
+    interval: tuple[float, float] | None,
+    metric: PrimaryMetric,
+    *,
+    where: str,
+) -> Lead | None:
+    """Return the lead by the scores of the baseline and of the model, and the interval of the latter."""
+    value, of_model = scores
+    texts = [metric.text(score, 2) for score in scores]
     if not value > of_model or texts[0] == texts[1]:
-        return ""
+        return None
     name = str(baseline.get("name", "the baseline")).capitalize()
-    return f"{name} is ahead {where}: {metric.title} {texts[0]} against {texts[1]}."
+    compared = f"{where}: {metric.title} {texts[0]} against {texts[1]}"
+    if interval is not None and value <= interval[1]:
+        return Lead(f"{name} is level, within the 95% interval of the model, {compared}.", is_clear=False)
+    gap = f"{100 * (value - of_model):.1f} points" if metric.is_share else f"{value - of_model:.3f}"
+    beyond = ", above the 95% interval of the model" if interval is not None else ""
+    return Lead(f"{name} is ahead by {gap} {compared}{beyond}.", is_clear=True)

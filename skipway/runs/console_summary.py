@@ -115,7 +115,7 @@ def verdict(metrics: dict[str, Any], metric: str, datamodule: DataModule, *, fol
         f"{metrics['status']} after {duration(metrics['seconds'])}, {metrics['samples_per_second']:,.0f} {noun}/s, "
         f"{kept_epoch(metrics)} epoch {metrics['best_epoch']} of {metrics['epochs']}",
         *(_split_line(metrics, metric, datamodule, split) for split in splits),
-        f"warning: {in_sentence(lead)}" if (lead := baseline_lead(metrics, metric)) else "",
+        f"{lead.kind}: {in_sentence(lead.text)}" if (lead := baseline_lead(metrics, metric)) else "",
         f"note: {in_sentence(note)}" if (note := evaluation_note(metrics)) else "",
         describe_precision(metrics["resolved"]["precision"], evaluated, views=datamodule.recipe.tta),
         f"report: {report}",

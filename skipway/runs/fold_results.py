@@ -216,7 +216,7 @@ def describe_folds(values: dict[str, Any], noun: str, folder: Path) -> str:
         "rest. To train a model for use, run the same command without --folds.",
     ]
     if lead := folds_lead(values, primary):
-        lines.append(f"warning: {in_sentence(lead)}")
+        lines.append(f"{lead.kind}: {in_sentence(lead.text)}")
     if values["kept_epoch"] == "best" and any(fold["epochs"] > 1 for fold in folds):
         lines.append(
             f"note: the best epoch of each model was selected on the {noun} that evaluate it, so the result is "

@@ -2,7 +2,7 @@
 
 import pytest
 
-from skipway.report.headline import baseline_lead, evaluation_note, folds_lead, headline, metric_table
+from skipway.report.headline import Lead, baseline_lead, evaluation_note, folds_lead, headline, metric_table
 from skipway.utils.primary_metric import PRIMARY_METRICS
 
 
@@ -101,14 +101,25 @@ def test_the_note_names_the_rows_that_evaluate_a_model_and_what_they_selected():
 
 
 def test_a_baseline_that_is_ahead_is_named_on_the_rows_that_evaluate():
-    def lead(of_model, of_baseline, split="val"):
-        metrics = table_metrics(**{f"{split}_accuracy": of_model})
+    def lead(of_model, of_baseline, split="val", **intervals):
+        metrics = table_metrics(**{f"{split}_accuracy": of_model}, **intervals)
         metrics["baseline"][f"{split}_accuracy"] = of_baseline
         return baseline_lead(metrics, "accuracy")
 
-    assert lead(0.9, 0.95) == "Gradient boosting is ahead on the 40 validation rows: accuracy 95.00% against 90.00%."
-    assert "on the 25 test rows" in lead(0.9, 0.95, "test")
-    assert lead(0.9, 0.9) == lead(0.9, 0.8) == lead(0.9, 0.900001) == lead(0.9, None) == ""
+    compared = "on the 40 validation rows: accuracy 95.00% against 90.00%"
+    assert lead(0.9, 0.95) == Lead(f"Gradient boosting is ahead by 5.0 points {compared}.", is_clear=True)
+    clear, level = (lead(0.9, 0.95, val_accuracy_interval=[0.86, high]) for high in (0.94, 0.95))
+    text = f"Gradient boosting is ahead by 5.0 points {compared}, above the 95% interval of the model."
+    assert clear == Lead(text, is_clear=True) and clear.kind == "warning"
+    text = f"Gradient boosting is level, within the 95% interval of the model, {compared}."
+    assert level == Lead(text, is_clear=False) and level.kind == "note"
+    assert "on the 25 test rows" in lead(0.9, 0.95, "test").text
+    assert {lead(0.9, 0.9), lead(0.9, 0.8), lead(0.9, 0.900001), lead(0.9, None)} == {None}
     folds = {"mean": 0.5, "baseline": {"name": "gradient boosting", "mean": 0.625}}
-    text = "Gradient boosting is ahead in the mean over the folds: R2 0.6250 against 0.5000."
-    assert folds_lead(folds, PRIMARY_METRICS["r2"]) == text and folds_lead({"mean": 0.5}, PRIMARY_METRICS["r2"]) == ""
+    text = "Gradient boosting is ahead by 0.125 in the mean over the folds: R2 0.6250 against 0.5000"
+    r2 = PRIMARY_METRICS["r2"]
+    assert folds_lead(folds, r2).text == f"{text}." and folds_lead({"mean": 0.5}, r2) is None
+    folds["r2_interval"] = [0.4, 0.6]
+    assert folds_lead(folds, r2).text == f"{text}, above the 95% interval of the model."
+    folds["r2_interval"] = [0.3, 0.7]
+    assert not folds_lead(folds, r2).is_clear

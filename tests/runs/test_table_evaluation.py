@@ -142,10 +142,11 @@ def test_boosting_that_is_ahead_is_named_in_one_line(tmp_path, monkeypatch):
     words = Words()
     run = train("wine", output=tmp_path, epochs=1, console=words)
     accuracy = f"{run.metrics['val_accuracy']:.2%}"
-    lead = f"radient boosting is ahead on the 36 validation rows: accuracy 100.00% against {accuracy}"
-    assert f"\nwarning: g{lead}\n" in words
+    points = f"{100 * (1 - run.metrics['val_accuracy']):.1f} points"
+    lead = f"radient boosting is ahead by {points} on the 36 validation rows: accuracy 100.00% against {accuracy}"
+    assert f"\nwarning: g{lead}, above the 95% interval of the model\n" in words
     page = (run.path / "report.html").read_text()
-    assert f"G{lead}." in page and page.index(f"G{lead}") < page.index("Validation accuracy")
+    assert f'<p class="reading lead">G{lead}' in page and page.index(f"G{lead}") < page.index("Validation accuracy")
 
 
 def test_rare_positives_have_their_base_rate(tmp_path, fast_report):
