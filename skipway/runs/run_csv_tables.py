@@ -46,7 +46,9 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
         rows: cells of each row.
         verbatim: number of first columns whose header and cells are text of the user, and are not escaped.
     """
-    text = io.StringIO()
+    content = io.BytesIO()
+    # As bytes, because a StringIO has 4 bytes per character.
+    text = io.TextIOWrapper(content, encoding="utf-8", errors="surrogatepass", newline="", write_through=True)
     writer = csv.writer(text, lineterminator="\n")
     quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     for row in chain([columns], rows):
@@ -54,7 +56,8 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
         # Before Python 3.13, csv does not quote a carriage return.
         has_return = any("\r" in cell for cell in unchanged)
         (quoted if has_return else writer).writerow([*unchanged, *map(escape_cell, row[verbatim:])])
-    write_file(path, text.getvalue().encode("utf-8", "surrogatepass"))
+    text.flush()
+    write_file(path, content.getvalue())
 
 
 def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
