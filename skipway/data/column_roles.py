@@ -1,8 +1,8 @@
 """ColumnRoles: what the columns of a table mean, of rows with features or of images."""
 
 import csv
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from skipway.errors import InputError, printable
@@ -67,6 +67,12 @@ class ColumnRoles:
         """Return the columns with one role other than the target, by the name of their option."""
         names = ("image_column", "split_column", "split_by", "group_column", "weight_column")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def renamed(self, name_of: Callable[[str], str]) -> "ColumnRoles":
+        """Return the roles with `name_of` applied to the name of each column."""
+        names: dict[str, Any] = {name: name_of(column) for name, column in self.single().items()}
+        names |= {name: tuple(map(name_of, getattr(self, name))) for name in ("target", "features", "ignore")}
+        return replace(self, **names)
 
     def _refuse_contradictions(self) -> None:
         for other in ("ignore", "features"):

@@ -13,7 +13,7 @@ from skipway.data.image_tables.file_index import FileIndex, looks_like_image
 from skipway.data.image_tables.image_table import ImageTable, image_table_source
 from skipway.data.image_tables.named_images import FILE, table_of_names
 from skipway.data.image_tables.near_tree import NearTree
-from skipway.data.image_tables.read_tables import find_tables, is_table_file, read_file, read_files
+from skipway.data.image_tables.read_tables import find_tables, read_file, read_files
 from skipway.data.output_spec import OutputSpec
 from skipway.data.sources.archive_tree import is_archive, open_archive
 from skipway.data.sources.choose_source import open_source
@@ -24,6 +24,8 @@ from skipway.data.sources.in_memory_source import held_tables
 from skipway.data.sources.parquet_columns import packs_images
 from skipway.data.sources.read_table import BUILT_IN_TABLES
 from skipway.data.sources.table import Table
+from skipway.data.sources.table_content import table_suffix
+from skipway.data.table_layout import DETECTED, TableLayout
 from skipway.data.tables.table_source import TableSource, open_table_source, table_source
 from skipway.errors import InputError, printable
 from skipway.utils.format_text import join_names
@@ -46,6 +48,7 @@ def open_data(
     follow_links: bool = False,
     allow_empty_classes: bool = False,
     known: OutputSpec | None = None,
+    layout: TableLayout = DETECTED,
 ) -> Source | TableSource:
     """Open labeled images, or a table of rows.
 
@@ -55,6 +58,7 @@ def open_data(
         follow_links: True to read files outside of the folder.
         allow_empty_classes: True to leave out classes without images instead of raising.
         known: outputs of a trained model, whose classes and targets the data must have.
+        layout: lines of text tables and workbooks that are set; the others are detected.
 
     Returns:
         A Source for images, and a TableSource for a table that names no images.
@@ -62,7 +66,7 @@ def open_data(
     Raises:
         InputError: the data cannot be found or read, or could mean two datasets.
     """
-    opening = _Opening(data, roles, follow_links, allow_empty_classes, known)
+    opening = _Opening(data, roles, follow_links, allow_empty_classes, known, layout)
     path = _existing_path(data)
     if path is not None and data not in BUILT_IN_TABLES and (path.is_dir() or is_archive(path)):
         return opening.folder(path)
@@ -71,11 +75,14 @@ def open_data(
             f"cannot use --label-regex with {printable(data)}: expected a folder or an archive of images, got other "
             "data. Pass the folder."
         )
-    if (held := held_data(data)) is not None and not held.are_images:
+    held = held_data(data)
+    if held is not None or path is None or data in BUILT_IN_TABLES:
+        layout.refuse_unused(data, "objects" if held else "no file")
+    if held is not None and not held.are_images:
         return opening.frame(held)
     if path is None or data in BUILT_IN_TABLES:
         return opening.other()
-    return opening.table_file(path) if is_table_file(path.name) and not packs_images(path) else opening.other()
+    return opening.table_file(path) if table_suffix(path) and not packs_images(path) else opening.other()
 
 
 def _existing_path(data: str) -> Path | None:
@@ -95,6 +102,7 @@ class _Opening:
     follow_links: bool
     allow_empty_classes: bool
     known: OutputSpec | None
+    layout: TableLayout
     tables: dict[Path, Table] = field(default_factory=dict)
     tree: FileTree | None = None
 
@@ -128,6 +136,7 @@ class _Opening:
                 f"cannot use {flags} with {printable(self.data)}: expected a table that names images, got {kind}. Drop "
                 f"{flags}."
             )
+        self.layout.refuse_unused(self.data, "images without a table of text")
         if not (in_parquet or is_held) and self.roles.task not in ("auto", source.task):
             raise InputError(
                 f"cannot use --task {self.roles.task} with {printable(self.data)}: expected a table of images, or "
@@ -137,7 +146,7 @@ class _Opening:
     def read(self, path: Path) -> Table:
         """Read a table once."""
         if path not in self.tables:
-            self.tables[path] = read_file(path)
+            self.tables[path] = read_file(path, self.layout)
         return self.tables[path]
 
     def table_file(self, path: Path) -> Source | TableSource:

@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from skipway.data.column_roles import ColumnRoles
+from skipway.data.table_layout import TableLayout
 from skipway.errors import InputError, did_you_mean, printable
 from skipway.runs.recipe import Recipe
 
@@ -14,6 +15,7 @@ __all__ = ["READ_OPTIONS", "recipe_for_reading"]
 READ_OPTIONS = (
     *("max_pixels", "follow_links", "allow_empty_classes", "cache_size"),
     *(field.name for field in fields(ColumnRoles)),
+    *(field.name for field in fields(TableLayout)),
 )
 
 

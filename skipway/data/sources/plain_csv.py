@@ -28,19 +28,20 @@ _ZEROS = re.compile(rb"\.000(?![0-9])")
 _NEWLINE, _RETURN, _QUOTE = b"\n"[0], b"\r"[0], b'"'[0]
 
 
-def read_plain(text: bytes, separator: str, count: int) -> list[TextColumn] | None:
+def read_plain(text: bytes, separator: str, count: int, has_header: bool = True) -> list[TextColumn] | None:
     """Read the rows of plain CSV text.
 
     Args:
-        text: UTF-8 text; its first line holds the column names.
+        text: UTF-8 text.
         separator: separator of the fields.
         count: number of columns.
+        has_header: True if the first line holds the column names.
 
     Returns:
         The columns, or None if the text is not plain.
     """
-    start, end = text.find(b"\n") + 1, _end_of_text(text)
-    if count < 2 or not 0 < start < end or b"\0" in text:
+    start, end = text.find(b"\n") + 1 if has_header else 0, _end_of_text(text)
+    if count < 2 or not has_header <= start < end or b"\0" in text:
         return None
     if b"\r" in text and text.count(b"\r") != text.count(b"\r\n"):
         return None

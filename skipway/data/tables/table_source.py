@@ -11,6 +11,7 @@ from skipway.data.sources.in_memory_source import held_tables
 from skipway.data.sources.parquet_columns import packs_images
 from skipway.data.sources.read_table import BUILT_IN_TABLES, bundled_table, read_table, table_files
 from skipway.data.sources.table import Table, join_quoted
+from skipway.data.sources.table_content import table_stem
 from skipway.errors import InputError, printable
 
 __all__ = ["TableSource", "open_table_source", "table_source"]
@@ -54,7 +55,8 @@ def open_table_source(
                 roles = replace(roles, task=usual_task)
         return table_source(data, {"train": table}, roles)
     path = Path(data).expanduser()
-    files = table_files(path) if path.exists() and (path.is_file() or path.is_dir()) else {}
+    has_files = path.exists() and (path.is_file() or path.is_dir())
+    files = table_files(path, any_kind=bool(roles.target)) if has_files else {}
     parquet = [file for file in files.values() if file.suffix.lower() == ".parquet"]
     if not files or (parquet and (not roles.target or packs_images(parquet[0]))):
         return None  # parquet files of images need no --target
@@ -64,7 +66,7 @@ def open_table_source(
         raise InputError(
             f"cannot use the table {printable(data)}: expected --target, got none. Choose one of {columns}."
         )
-    return table_source(path.stem if path.is_file() else path.resolve().name, tables, roles)
+    return table_source(table_stem(path.name) if path.is_file() else path.resolve().name, tables, roles)
 
 
 def table_source(name: str, tables: dict[str, Table], roles: ColumnRoles) -> TableSource:
@@ -78,6 +80,7 @@ def table_source(name: str, tables: dict[str, Table], roles: ColumnRoles) -> Tab
     Raises:
         InputError: a column does not exist.
     """
+    roles = roles.renamed(tables["train"].name_of)
     for column in (*roles.target, *roles.ignore, *roles.features, *roles.single().values()):
         tables["train"].column(column)
     return TableSource(name, tables, roles)
