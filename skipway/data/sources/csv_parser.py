@@ -20,12 +20,12 @@ from skipway.data.sources.text_column import TextColumn
 from skipway.data.sources.text_form import SEPARATOR_NAMES, TextForm, find_form, is_number
 from skipway.data.table_layout import DETECTED, TableLayout
 from skipway.errors import InputError, printable
+from skipway.utils.format_text import count_of
 
 __all__ = ["MAX_COLUMNS", "TextTable", "check_names", "parse_text", "read_text"]
 
 MAX_COLUMNS = 10_000  # the run folder has a line per column, and wider tables are mostly transposed
 _CHUNK = 50_000  # records per conversion to columns
-_FEWEST_NAMES = 3  # rows that show that their first fields are names
 _FEW = 10_000  # maximum distinct texts of a column for which equal texts share memory
 
 
@@ -219,6 +219,7 @@ def _read_names(row: list[str], form: TextForm, where: str, line: int) -> tuple[
         return tuple(f"column_{i + 1}" for i in range(form.width)), False
     names = [name.strip() for name in row]
     if len(names) > form.width and not any(names[form.width :]):
+        form.notes.append(f"{count_of(len(names) - form.width, 'empty field')} at the end of the header left out")
         del names[form.width :]
     has_row_names = False
     if len(names) == form.width - 1:
@@ -245,7 +246,7 @@ def _read_names(row: list[str], form: TextForm, where: str, line: int) -> tuple[
 
 def _are_row_names(texts: list[str]) -> bool:
     """Return True for different texts, or for the numbers of the rows."""
-    if len(texts) < _FEWEST_NAMES or len(set(texts)) < len(texts) or not all(texts):
+    if len(set(texts)) < len(texts) or not all(texts):
         return False
     if all(text.isdecimal() for text in texts):
         numbers = list(map(int, texts))

@@ -9,6 +9,7 @@ import io
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from skipway.data.sources.last_lines import last_lines
 from skipway.data.table_layout import TableLayout
@@ -20,7 +21,9 @@ __all__ = ["SEPARATOR_NAMES", "TextForm", "find_form", "is_number"]
 SEPARATOR_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 _SAMPLED = 200  # records that show the form
 _EVEN = 0.95  # share of records of one width: up to 1 ragged line in 20 is a malformed line
+_FEWEST = 3  # rows that show that the header has another number of fields
 _MOST_LINES = 50  # records above the header
+_YEARS = range(1900, 2101)
 _MOSTLY = 0.9  # share of numbers in a column of numbers
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
 _EXCEL = re.compile(rb"\"?sep=([^\s\w\"])\"?[ \t,;]*(?:\r\n|\n|\r)", re.I)
@@ -163,7 +166,8 @@ def _fit(text: bytes, separator: str, layout: TableLayout) -> _Fit:
     common = max(rows, key=lambda count: (rows[count], count), default=width)
     # The header of row names, or of rows with a separator at their ends, is one field shorter than the rows.
     is_longer = width > common == body[0].width
-    if (common == width + 1 or is_longer) and rows[common] > _EVEN * len(body[1:]) and width > 1:
+    is_other = rows[common] > _EVEN * len(body[1:]) and rows[common] >= _FEWEST and width > 1
+    if is_other and (common == width + 1 or is_longer):
         width = common
     return _Fit(separator, records, start, width, (rows[width] + 1) / len(body))
 
@@ -182,12 +186,15 @@ def _start_of_table(records: list[_Record]) -> int:
         return 0
     if start == 1 and _may_be_short_header(records, width):
         return 0
+    if any(len(record.filled) == width for record in records[:start]) and not _are_names(body[0]):
+        return 0
     return start if all(_is_title(record, width) for record in records[:start]) else 0
 
 
 def _is_title(record: _Record, width: int) -> bool:
-    """Return True for a record with too few filled fields for a header."""
-    return record.width < width and (len(record.fields) != width or 2 * len(record.filled) <= width)
+    """Return True for a comment, or a record with too few filled fields for a header."""
+    is_sparse = len(record.fields) != width or 2 * len(record.filled) <= width
+    return record.fields[0].startswith("# ") or (record.width < width and is_sparse)
 
 
 def _may_be_short_header(records: list[_Record], width: int) -> bool:
@@ -249,7 +256,9 @@ def _are_steps(names: list[str]) -> bool:
     if len(names) < 2 or not all(name.isdecimal() for name in names):
         return False
     values = list(map(int, names))
-    return len({b - a for a, b in zip(values, values[1:], strict=False)} - {0}) == 1 and values[0] != values[1]
+    steps = {b - a for a, b in pairwise(values)}
+    are_years = all(value in _YEARS for value in values) and min(steps) > 0
+    return are_years or steps == {1} or (len(values) > 2 and len(steps) == 1 and 0 not in steps)
 
 
 def _first_records(text: bytes, separator: str) -> list[_Record]:
