@@ -293,6 +293,8 @@ def _choose_columns(source: TableSource, keep_counter: bool) -> _ColumnChoice:
     left_out = {name: f"--{option.replace('_', '-')}" for option, name in roles.single().items()}
     left_out = {name: why for name, why in left_out.items() if name not in roles.features}
     left_out |= dict.fromkeys(roles.ignore, "--ignore")
+    if train.row_names and train.row_names not in (*roles.target, *roles.features, *left_out):
+        left_out[train.row_names] = "row names"
     warnings = []
     for name in train.columns:
         if name in source.roles.target or name in left_out:
