@@ -275,7 +275,7 @@ def _evaluate_table(
     """Return the metrics of `network` on a split of a table: by default test if it exists, else val, else train."""
     spec, data = network.require_table_spec(), str(reading.data)
     if held_data(data) is not None or data in BUILT_IN_TABLES:
-        reading.layout.refuse_unused(data, "no file")
+        reading.layout.refuse_unused("this data", "no file")
     read = partial(read_table, layout=reading.layout)
     tables = open_table_source(data, ColumnRoles(target=spec.target_names), read)
     if tables is None and held_data(data) is None and not Path(data).expanduser().exists():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from skipway.data.column_roles import NO_ROLES, ColumnRoles
+from skipway.data.column_roles import COLUMN_OPTIONS, NO_ROLES, ColumnRoles
 from skipway.data.image_tables.choose_columns import column_of_names, find_image_column, has_target, image_column
 from skipway.data.image_tables.class_folders import class_folders, refuse_two_readings, warn_of_unnamed
 from skipway.data.image_tables.file_index import FileIndex, looks_like_image
@@ -66,7 +66,13 @@ def open_data(
     Raises:
         InputError: the data cannot be found or read, or could mean two datasets.
     """
-    opening = _Opening(data, roles, follow_links, allow_empty_classes, known, layout)
+    source = _open(_Opening(data, roles, follow_links, allow_empty_classes, known, layout), data, roles)
+    if isinstance(source, Source):
+        _refuse_column_options(data, roles)
+    return source
+
+
+def _open(opening: "_Opening", data: str, roles: ColumnRoles) -> Source | TableSource:
     path = _existing_path(data)
     if path is not None and data not in BUILT_IN_TABLES and (path.is_dir() or is_archive(path)):
         return opening.folder(path)
@@ -76,13 +82,22 @@ def open_data(
             "data. Pass the folder."
         )
     held = held_data(data)
-    if held is not None or path is None or data in BUILT_IN_TABLES:
-        layout.refuse_unused(data, "objects" if held else "no file")
+    if held is not None or data in BUILT_IN_TABLES:
+        opening.layout.refuse_unused("this data", "objects" if held else "a dataset of scikit-learn")
     if held is not None and not held.are_images:
         return opening.frame(held)
     if path is None or data in BUILT_IN_TABLES:
         return opening.other()
     return opening.table_file(path) if table_suffix(path) and not packs_images(path) else opening.other()
+
+
+def _refuse_column_options(data: str, roles: ColumnRoles) -> None:
+    """Raise InputError if an option on the columns of a table of rows is set for images."""
+    if unused := [name for name in COLUMN_OPTIONS if getattr(roles, name)]:
+        flags = " and ".join(f"--{name}" for name in unused)
+        raise InputError(
+            f"cannot use {flags} with {printable(data)}: expected a table of rows, got images. Drop {flags}."
+        )
 
 
 def _existing_path(data: str) -> Path | None:

@@ -35,6 +35,21 @@ class DataOptions:
     header: bool | None = option(
         "Data", None, "Column names in the first line of a text table.", effective="yes; a line like a row is an error"
     )
+    categorical: str | None = option(
+        "Data", None, "Table columns to read as categories, separated by commas.", effective="inferred"
+    )
+    numeric: str | None = option(
+        "Data", None, "Table columns to read as numbers, separated by commas.", effective="inferred"
+    )
+    date: str | None = option(
+        "Data", None, "Table columns to read as dates, separated by commas.", effective="inferred"
+    )
+    missing: str | None = option(
+        "Data", None, "Further texts for missing values, as VALUE or COLUMN=VALUE.", effective="none"
+    )
+    columns: str | None = option(
+        "Data", None, "YAML file with the kind of each column, as check writes it.", effective="none"
+    )
     label_sep: str | None = option("Data", None, "Text between several labels in the target column.", effective="none")
     image_column: str | None = option("Data", None, "Table column with names of image files.", effective="detected")
     image_root: str | None = option(

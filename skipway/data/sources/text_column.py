@@ -4,7 +4,7 @@ A column of a large file whose cells are all numbers holds them as float64, and 
 they are needed.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -97,6 +97,17 @@ class TextColumn:
         if key not in self._parsed:
             self._parsed[key] = parse()
         return self._parsed[key]
+
+    def without(self, removed: Sequence[bool]) -> "TextColumn":
+        """Return the column with None for the cells of some of its distinct texts.
+
+        Args:
+            removed: True for each distinct text to remove, in the order of `factorize`.
+        """
+        codes, texts = self.factorize()
+        kept = np.append(np.where(removed, -1, np.arange(len(texts))), -1).astype(np.int32)[codes]
+        numbers = None if self.numbers is None else np.where(kept < 0, np.nan, self.numbers)
+        return TextColumn(lambda: _used(kept, texts), self._count, numbers, self.separator, self.is_category)
 
     def missing(self) -> np.ndarray:
         """Return (N,) booleans: True for missing values."""

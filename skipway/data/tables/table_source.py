@@ -12,6 +12,8 @@ from skipway.data.sources.parquet_columns import packs_images
 from skipway.data.sources.read_table import BUILT_IN_TABLES, bundled_table, read_table, table_files
 from skipway.data.sources.table import Table, join_quoted
 from skipway.data.sources.table_content import table_stem
+from skipway.data.tables.column_settings import LEFT_OUT, NO_SETTINGS, ColumnSettings
+from skipway.data.tables.missing_markers import mark_missing
 from skipway.errors import InputError, printable
 
 __all__ = ["TableSource", "open_table_source", "table_source"]
@@ -19,11 +21,17 @@ __all__ = ["TableSource", "open_table_source", "table_source"]
 
 @dataclass
 class TableSource:
-    """Tables by split before encoding, with the roles of their columns; `roles.target` is set."""
+    """Tables by split before encoding, with the roles of their columns; `roles.target` is set.
+
+    `settings` has the kinds that options set. Its missing markers are missing values in the tables already; those that
+    no cell has are in `unused_markers`.
+    """
 
     name: str
     splits: dict[str, Table]
     roles: ColumnRoles
+    settings: ColumnSettings = NO_SETTINGS
+    unused_markers: tuple[str, ...] = ()
 
 
 def open_table_source(
@@ -78,9 +86,14 @@ def table_source(name: str, tables: dict[str, Table], roles: ColumnRoles) -> Tab
         roles: roles of the columns, with a target.
 
     Raises:
-        InputError: a column does not exist.
+        InputError: a column does not exist, or the file of column kinds cannot be used.
     """
     roles = roles.renamed(tables["train"].name_of)
-    for column in (*roles.target, *roles.ignore, *roles.features, *roles.single().values()):
+    for column in (*roles.target, *roles.ignore, *roles.features, *roles.single().values(), *roles.kind_options()):
         tables["train"].column(column)
-    return TableSource(name, tables, roles)
+    settings = ColumnSettings.of(roles, tables["train"])
+    read = [name for name in roles.used_of(tables["train"].columns) if settings.kind_of(name) != LEFT_OUT]
+    marked = {split: mark_missing(table, settings.missing, read) for split, table in tables.items()}
+    unused = set(settings.missing).intersection(*(unused for _, unused in marked.values()))
+    tables = {split: table for split, (table, _) in marked.items()}
+    return TableSource(name, tables, roles, settings, tuple(m for m in settings.missing if m in unused))
