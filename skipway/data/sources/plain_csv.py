@@ -8,7 +8,7 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -120,21 +120,32 @@ class _Cells:
                 else:
                     columns[i] = self._number_column(i, numbers)
             elif _holds_texts(cells):
-                columns[i] = TextColumn.of(cells.array)
+                columns[i] = self._text_column(i, cells.array)
         rest = [i for i in range(self.count) if i not in columns]  # also true and false, and texts among numbers
         if rest:
             frame = self._frame(dict.fromkeys(rest, str), rest)
             for i in rest:
                 are_numbers = i in open_numbers and not _has_only_thousands(frame[i])
-                columns[i] = self._number_column(i, open_numbers[i]) if are_numbers else TextColumn.of(frame[i].array)
+                texts = frame[i].array
+                columns[i] = self._number_column(i, open_numbers[i]) if are_numbers else self._text_column(i, texts)
         return [columns[i] for i in range(self.count)]
 
     def _number_column(self, column: int, numbers: np.ndarray) -> TextColumn:
-        return TextColumn(partial(self._texts, column), self.rows, numbers)
+        exact = partial(self._texts, column, keeps_markers=True)
+        return TextColumn(partial(self._texts, column), self.rows, numbers, load_exact=exact)
 
-    def _texts(self, column: int) -> tuple[np.ndarray, list[str]]:
-        """Read a column as text."""
-        return TextColumn.of(self._frame({column: str}, [column])[column].array).factorize()
+    def _text_column(self, column: int, cells: Any) -> TextColumn:
+        texts = TextColumn.of(cells)
+        codes, distinct = texts.factorize()
+        if (codes >= 0).all():
+            return texts
+        load = partial(self._texts, column, keeps_markers=True)
+        return TextColumn(texts.factorize, self.rows, load_exact=load)
+
+    def _texts(self, column: int, keeps_markers: bool = False) -> tuple[np.ndarray, list[str]]:
+        """Read a column as text, with or without the texts that mean a missing value."""
+        frame = self._frame({column: str}, [column], missing=[""] if keeps_markers else _MISSING_CELLS)
+        return TextColumn.of(frame[column].array).factorize()
 
     def _may_have_thousands(self, column: int, cells: Any) -> bool:
         """Return False if a point of a column of numbers must be decimal, by its numbers and first texts."""
@@ -155,7 +166,11 @@ class _Cells:
         return _ZEROS.search(self.text, self.start) is not None
 
     def _frame(
-        self, kinds: Mapping[int, type] | None = None, usecols: list[int] | None = None, rows: int | None = None
+        self,
+        kinds: Mapping[int, type] | None = None,
+        usecols: list[int] | None = None,
+        rows: int | None = None,
+        missing: Sequence[str] = _MISSING_CELLS,
     ) -> Any:
         import pandas as pd
 
@@ -177,7 +192,7 @@ class _Cells:
                 usecols=usecols,
                 nrows=min(self.rows, rows or self.rows),
                 keep_default_na=False,
-                na_values=_MISSING_CELLS,
+                na_values=missing,
                 skip_blank_lines=False,
                 **options,
             )

@@ -32,6 +32,7 @@ from skipway.data.tables.dataset_warnings import (
 )
 from skipway.data.tables.input_kinds import targets_follow_order
 from skipway.data.tables.join_tables import select_rows
+from skipway.data.tables.marker_classes import describe_marker_classes, find_marker_classes, with_marker_classes
 from skipway.data.tables.row_digests import digest_encoded, digest_rows
 from skipway.data.tables.row_splits import RowSplitter, given_splits
 from skipway.data.tables.table_source import TableSource
@@ -114,6 +115,7 @@ def build_table_dataset(
     notes = Counter[str]()
     for table in source.splits.values():
         notes.update({f"table {printable(Path(table.name).name)}: {note}": 1 for note in table.notes})
+    source, remarks_on_target = _with_marker_classes(source, spec)
     tables, skipped = _drop_unlabeled(source, max_unreadable)
     train = tables["train"]
     if len(train) < _MIN_ROWS:
@@ -132,7 +134,7 @@ def build_table_dataset(
     class_names = target.class_names if target.task == "classification" else ()
     splits, remarks = splitter.split(tables, strata, digests, class_names, notes)
     given = given_splits(tables)
-    warnings = choice.warnings + warn_of_copies(digests, given) + remarks
+    warnings = remarks_on_target + choice.warnings + warn_of_copies(digests, given) + remarks
     weights = refuse_zero_weights(_read_weights(roles, tables), splits, source.name)
     if weights is not None:
         notes["rows with sample weights, of the loss and the metrics"] = len(weights)
@@ -174,6 +176,18 @@ def build_table_dataset(
     )
 
 
+def _with_marker_classes(source: TableSource, spec: TableSpec | None) -> tuple[TableSource, list[str]]:
+    """Return the tables with texts such as NA as classes of the target, if they are, and warnings."""
+    target, warnings = source.roles.target[0], list[str]()
+    if spec is None:
+        classes = find_marker_classes(source.splits["train"], source.roles, source.settings.missing)
+        names, warnings = tuple(classes), describe_marker_classes(classes, target)
+    else:
+        names = spec.class_names if spec.task == "classification" else ()
+    splits = {split: with_marker_classes(table, target, names) for split, table in source.splits.items()}
+    return replace(source, splits=splits), warnings
+
+
 def _read_weights(roles: ColumnRoles, tables: dict[str, Table]) -> np.ndarray | None:
     if roles.weight_column is None:
         return None
@@ -205,6 +219,8 @@ def encode_labeled(table: Table, spec: TableSpec) -> LabeledRows:
         InputError: no row has a target, or a cell cannot be used.
     """
     table = spec.with_missing(table)
+    if spec.task == "classification":
+        table = with_marker_classes(table, spec.target, spec.class_names)
     missing = missing_targets(table, spec.target_names, spec.label_sep)
     rows = select_rows(table, np.flatnonzero(~missing))
     if not len(rows):

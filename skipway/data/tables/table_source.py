@@ -12,6 +12,7 @@ from skipway.data.sources.parquet_columns import packs_images
 from skipway.data.sources.read_table import BUILT_IN_TABLES, bundled_table, read_table, table_files
 from skipway.data.sources.table import Table, join_quoted
 from skipway.data.sources.table_content import table_stem
+from skipway.data.sources.text_column import MISSING
 from skipway.data.tables.column_settings import LEFT_OUT, NO_SETTINGS, ColumnSettings
 from skipway.data.tables.missing_markers import mark_missing
 from skipway.errors import InputError, printable
@@ -96,4 +97,7 @@ def table_source(name: str, tables: dict[str, Table], roles: ColumnRoles) -> Tab
     marked = {split: mark_missing(table, settings.missing, read) for split, table in tables.items()}
     unused = set(settings.missing).intersection(*(unused for _, unused in marked.values()))
     tables = {split: table for split, (table, _) in marked.items()}
-    return TableSource(name, tables, roles, settings, tuple(m for m in settings.missing if m in unused))
+    unknown = tuple(
+        m for m in settings.missing if m in unused and m.rpartition("=")[2].strip().casefold() not in MISSING
+    )
+    return TableSource(name, tables, roles, settings, unknown)
