@@ -103,6 +103,11 @@ def find_form(text: bytes, usual: str, layout: TableLayout, where: str, *, has_s
     if layout.skip_rows is not None:
         start = _line_start(text, layout.skip_rows - above + 1) if layout.skip_rows > above else 0
         text, above = text[start:], max(layout.skip_rows, above)
+        if not text.strip():
+            raise InputError(
+                f"cannot read {where}: expected lines after --skip-rows {layout.skip_rows}, got none. Use a smaller "
+                "number."
+            )
     fit = _best_fit(text, [fixed] if fixed else list(SEPARATOR_NAMES), usual, layout)
     if has_spaces and not fixed and (fit is None or fit.even <= _EVEN or fit.width < 2):
         spaced = _tabs_for_spaces(text)

@@ -97,7 +97,5 @@ def table_source(name: str, tables: dict[str, Table], roles: ColumnRoles) -> Tab
     marked = {split: mark_missing(table, settings.missing, read) for split, table in tables.items()}
     unused = set(settings.missing).intersection(*(unused for _, unused in marked.values()))
     tables = {split: table for split, (table, _) in marked.items()}
-    unknown = tuple(
-        m for m in settings.missing if m in unused and m.rpartition("=")[2].strip().casefold() not in MISSING
-    )
-    return TableSource(name, tables, roles, settings, unknown)
+    unused = {marker for marker in unused if marker.rpartition("=")[2].strip().casefold() not in MISSING}
+    return TableSource(name, tables, roles, settings, tuple(m for m in settings.missing if m in unused))
