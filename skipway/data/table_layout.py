@@ -22,7 +22,8 @@ class TableLayout:
     def refuse_unused(self, data: object, kind: str) -> None:
         """Raise InputError if an option is set that has no effect on `data`, which is of another kind."""
         flags = ["--skip-rows"] if self.skip_rows is not None else []
-        flags += ["--header" if self.header else "--no-header"] if self.header is not None else []
+        if self.header is not None:
+            flags.append("--header" if self.header else "--no-header")
         if flags:
             raise InputError(
                 f"cannot use {' and '.join(flags)} with {printable(data)}: expected a text table or a workbook, got "

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def _read(path: Path, where: str) -> tuple[bytes, list[str]]:
 
 def _table(path: str, rows: Sequence[dict[str, Any]], where: str, *, notes: list[str], row_name: Any) -> Table:
     """Return a table of objects; a column of objects raises an error when it is read."""
-    keys = dict.fromkeys(key for row in rows for key in row)
+    keys = dict.fromkeys(chain.from_iterable(rows))
     if not keys:
         raise InputError(f"cannot read {where}: expected JSON objects with values, got none. Add an object per row.")
     check_names(list(keys), where)
@@ -99,7 +100,7 @@ def _columns(value: Any) -> dict[str, list[Any]] | None:
         return None
     parts = list(value.values())
     if all(isinstance(part, dict) for part in parts):  # as DataFrame.to_json writes them
-        rows = dict.fromkeys(key for part in parts for key in part)
+        rows = dict.fromkeys(chain.from_iterable(parts))
         return {name: [part.get(row) for row in rows] for name, part in value.items()}
     if all(isinstance(part, list) for part in parts) and len(set(map(len, parts))) == 1:
         return dict(value)

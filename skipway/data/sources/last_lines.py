@@ -19,8 +19,8 @@ _BELOW = re.compile(
 def last_lines(text: bytes, separator: str, width: int) -> tuple[int, str]:
     """Find lines below a table.
 
-    A line is one if all of its fields are empty, if it begins with a word such as Total and has another number of
-    fields or empty ones, or if it holds a sentence, or any text after a blank line, and has too few fields.
+    All fields of such a line are empty, or it begins with a word such as Total and has empty fields or another number
+    of fields. It may also hold one sentence, or any text after a blank line.
 
     Args:
         text: UTF-8 text, from the header on.

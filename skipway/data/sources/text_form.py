@@ -207,7 +207,7 @@ def _may_be_short_header(records: list[_Record], width: int) -> bool:
     first, second = records[0], records[1]
     if len(first.fields) != width - 1 or width < 3 or not _are_names(first):
         return width == 2 and len(first.fields) == 1 and not _are_names(second)
-    has_numbers = any(is_number(text) for record in records[2:] for text in record.filled)
+    has_numbers = any(any(map(is_number, record.filled)) for record in records[2:])
     return not (_are_names(second) and has_numbers)
 
 

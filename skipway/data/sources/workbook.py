@@ -76,7 +76,8 @@ def _rows_of(sheet: Any) -> list[tuple[Any, ...]]:
 def _csv_of(rows: list[tuple[Any, ...]]) -> bytes:
     """Return rows as CSV text with a line for each row; columns without any value at the end are left out."""
     texts = [[_cell_text(value) for value in row] for row in rows]
-    width = max((i + 1 for row in texts for i, text in enumerate(row) if text), default=0)
+    filled = [max((i + 1 for i, text in enumerate(row) if text), default=0) for row in texts]
+    width = max(filled, default=0)
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\n")
     for row in texts:

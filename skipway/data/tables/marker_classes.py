@@ -25,7 +25,7 @@ def find_marker_classes(train: Table, roles: ColumnRoles, missing: Iterable[str]
     """Find texts of the target that are classes, although they mean a missing value in other columns.
 
     Such a text is a class if the target is a single column of texts in which it occurs at least twice, next to another
-    text that occurs at least twice, and more often than empty cells. In a file in which it also stands for a missing
+    text that occurs at least twice, and more often than empty cells. In a file in which it also means a missing
     number, as R writes all of them, it is a missing value.
 
     Args:
