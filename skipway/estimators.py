@@ -5,7 +5,9 @@ validation split, and no folder is written. Missing values are supported. Text, 
 a DataFrame are encoded as in a table file.
 """
 
+import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self
 
@@ -15,20 +17,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
+from skipway.data.column_roles import COLUMN_OPTIONS
 from skipway.data.sample_weights import loss_weights
-from skipway.data.sources.in_memory import is_frame
-from skipway.data.sources.read_table import frame_table
 from skipway.data.sources.table import Table
-from skipway.data.tables.columns import fit_column, infer_cell_style
-from skipway.data.tables.estimator_inputs import (
-    dense_matrix,
-    has_numbers_only,
-    infer_frame_kind,
-    to_pandas,
-    with_plain_cells,
-)
+from skipway.data.tables.estimator_inputs import fit_frame_columns, frame_settings, read_inputs, to_pandas
 from skipway.data.tables.estimator_targets import column_names, has_columns, read_target
 from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.table_spec import TableSpec
@@ -70,6 +64,11 @@ class _SkipEstimator(BaseEstimator):
         lr: float | Literal["auto"] | None = None,
         weight_decay: float | None = None,
         random_state: Any = None,
+        categorical: Sequence[str | int] | None = None,
+        numeric: Sequence[str | int] | None = None,
+        date: Sequence[str | int] | None = None,
+        missing: Sequence[str | float] | None = None,
+        columns: str | os.PathLike[str] | None = None,
     ):
         self.layers = layers
         self.width = width
@@ -79,6 +78,11 @@ class _SkipEstimator(BaseEstimator):
         self.lr = lr
         self.weight_decay = weight_decay
         self.random_state = random_state
+        self.categorical = categorical
+        self.numeric = numeric
+        self.date = date
+        self.missing = missing
+        self.columns = columns
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -154,27 +158,10 @@ class _SkipEstimator(BaseEstimator):
 
     def _table(self, X: Any, reset: bool) -> Table:
         """Convert X, a DataFrame or a numeric matrix, to a Table."""
-        X = to_pandas(X)
-        if is_frame(X) and not has_numbers_only(X):
-            validate_data(self, X, skip_check_array=True, reset=reset)
-            if reset:
-                self._object_columns = {str(name) for name, dtype in X.dtypes.items() if dtype.kind == "O"}
-            return frame_table(with_plain_cells(X))
-        matrix = dense_matrix(
-            validate_data(
-                self,
-                X,
-                reset=reset,
-                accept_sparse=("csr", "csc", "coo"),
-                dtype=np.float64,
-                ensure_all_finite="allow-nan",
-                ensure_min_samples=2 if reset else 1,
-            )
-        )
+        table, objects = read_inputs(self, X, reset=reset)
         if reset:
-            self._object_columns = set()
-        names = list(getattr(self, "feature_names_in_", [f"x{i}" for i in range(matrix.shape[1])]))
-        return Table("X", dict(zip(names, np.ascontiguousarray(matrix.T), strict=True)), lambda i: f"row {i}")
+            self._object_columns = objects
+        return table
 
     def _weights(self, sample_weight: Any, count: int) -> np.ndarray | None:
         """Return (N,) weights of the rows, or None if all are equal."""
@@ -184,27 +171,17 @@ class _SkipEstimator(BaseEstimator):
         weights = _check_sample_weight(weights, rows, dtype=np.float64, ensure_non_negative=True)
         return None if (weights == weights[0]).all() else weights
 
-    def _columns(self, table: Table) -> tuple[Any, ...]:
-        """Fit encoders of the table's columns, and warn about those that are left out or read by a rule."""
-        columns, remarks = [], []
-        for name, raw in table.columns.items():
-            kind, remark = infer_frame_kind(name, table, name in self._object_columns)
-            if kind:
-                columns.append(fit_column(name, kind, raw, infer_cell_style(kind, raw, table))[0])
-            if remark:
-                remarks.append(f"column {printable(name)!r}{'' if kind else ' is left out'}: {remark}")
-        if not columns:
-            raise InputError(
-                "cannot fit: expected a column of X with at least two values, got none. Pass columns "
-                "that differ between rows."
-            )
-        for remark in remarks:
-            warnings.warn(remark, UserWarning, stacklevel=4)
-        return tuple(columns)
-
     def _spec(self, table: Table, **outputs: Any) -> TableSpec:
-        """Return the encoders of the table's columns, with the fields `outputs` of OutputSpec."""
-        return TableSpec(self._columns(table), **{"target_names": ("y",), **outputs})
+        """Return the encoders of the table's columns, with the fields `outputs` of OutputSpec.
+
+        Columns that are left out or read by a rule are warned about.
+        """
+        options = {name: getattr(self, name) for name in COLUMN_OPTIONS}
+        settings = frame_settings(options, table)
+        columns, remarks = fit_frame_columns(table, self._object_columns, settings)
+        for remark in remarks:
+            warnings.warn(remark, UserWarning, stacklevel=3)
+        return TableSpec(columns, missing=settings.missing, **{"target_names": ("y",), **outputs})
 
     def _values(self, X: Any) -> np.ndarray:
         """Compute probabilities or numbers (N, K) for X, see `OutputSpec.values`."""
@@ -230,6 +207,11 @@ class SkipClassifier(ClassifierMixin, _SkipEstimator):
         random_state: seed of the initial weights, the order of the rows and the dropout.
         class_weight: weights of the classes in the loss: "balanced" for weights inverse to their frequencies, or a dict
             {class: weight}. Several labels per row can only be balanced. Defaults to equal weights.
+        categorical: columns to read as categories, by name or position. Defaults, like the next two, to inferred kinds.
+        numeric: columns to read as numbers.
+        date: columns to read as dates.
+        missing: further values that mean a missing value: `-999` in all columns, "size=0" in the column "size".
+        columns: YAML file with the kind of each column, from `skipway check --output` or a run folder.
 
     Attributes:
         classes_: class labels; for several labels per row, the indices 0, ..., K - 1 of the columns of y.
@@ -254,8 +236,14 @@ class SkipClassifier(ClassifierMixin, _SkipEstimator):
         weight_decay: float | None = None,
         random_state: Any = None,
         class_weight: dict[Any, float] | Literal["balanced"] | None = None,
+        categorical: Sequence[str | int] | None = None,
+        numeric: Sequence[str | int] | None = None,
+        date: Sequence[str | int] | None = None,
+        missing: Sequence[str | float] | None = None,
+        columns: str | os.PathLike[str] | None = None,
     ):
-        super().__init__(layers, width, dropout, epochs, batch_size, lr, weight_decay, random_state)
+        training = (layers, width, dropout, epochs, batch_size, lr, weight_decay, random_state)
+        super().__init__(*training, categorical, numeric, date, missing, columns)
         self.class_weight = class_weight
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -337,7 +325,8 @@ class SkipRegressor(RegressorMixin, _SkipEstimator):
     """A residual network that predicts a number, or several numbers, for each row of a table.
 
     Args:
-        layers, width, dropout, epochs, batch_size, lr, weight_decay, random_state: see `SkipClassifier`.
+        layers, width, dropout, epochs, batch_size, lr, weight_decay, random_state, categorical, numeric, date, missing,
+            columns: see `SkipClassifier`.
 
     Attributes:
         network_, spec_, n_iter_: see `SkipClassifier`.

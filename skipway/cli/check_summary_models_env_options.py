@@ -1,6 +1,7 @@
 """Commands that only print: check, summary, models, env, cache."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -9,14 +10,14 @@ from skipway.cli.json_option import Json, print_report
 from skipway.cli.recipe_flags import passed, recipe_flags
 from skipway.cli.switch_option import switch
 from skipway.errors import InputError
-from skipway.runs.read_options import READ_OPTIONS
+from skipway.runs.read_options import CHECK_OPTIONS
 from skipway.utils import stop_signals
 from skipway.utils.console import Console, print_json, print_result
 from skipway.utils.run_schema import with_schema
 
 __all__ = ["cache", "check", "env", "models", "summary"]
 
-ReadFlags = recipe_flags(READ_OPTIONS, __name__)
+ReadFlags = recipe_flags(CHECK_OPTIONS, __name__)
 _NO_READ_FLAGS = ReadFlags()
 Switch = Annotated[bool, switch()]
 Optional = Annotated[int | None, Parameter(show_default=False)]
@@ -27,6 +28,7 @@ def check(
     /,
     *,
     max_unreadable: float = 1.0,
+    output: Annotated[Path | None, Parameter(alias="-o", show_default=False)] = None,
     as_json: Json = False,
     flags: Annotated[ReadFlags, Parameter(name="*")] = _NO_READ_FLAGS,  # type: ignore[valid-type]
 ) -> None:
@@ -38,12 +40,15 @@ def check(
         Dataset, as for `skipway train`.
     max_unreadable
         Maximum share of unreadable images.
+    output
+        YAML file for the kinds of table columns, for --columns.
     """
     from skipway.commands.check_data import check as check_data
 
     report = check_data(
         data,
         max_unreadable=max_unreadable,
+        output=output,
         console=Console(stream=sys.stderr),
         stop=stop_signals.STOP,
         **passed(flags),

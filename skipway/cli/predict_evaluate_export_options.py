@@ -1,6 +1,7 @@
 """Commands that use a trained model: predict, evaluate, export."""
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +10,7 @@ from cyclopts import Parameter
 from skipway.cli.json_option import Json, print_report
 from skipway.cli.recipe_flags import passed, recipe_flags
 from skipway.cli.switch_option import switch
+from skipway.data.table_layout import TableLayout
 from skipway.errors import InputError, NotFiniteError
 from skipway.runs.read_options import READ_OPTIONS
 from skipway.utils import stop_signals
@@ -21,6 +23,8 @@ __all__ = ["evaluate", "export", "predict"]
 
 ReadFlags = recipe_flags(READ_OPTIONS, __name__)
 _NO_READ_FLAGS = ReadFlags()
+LayoutFlags = recipe_flags([field.name for field in fields(TableLayout)], __name__)
+_NO_LAYOUT_FLAGS = LayoutFlags()
 
 # Options that predict and evaluate share.
 Views = Annotated[
@@ -48,6 +52,7 @@ def predict(
     strict: Annotated[bool, switch()] = False,
     engine: Engine = "auto",
     precision: Precision = "auto",
+    flags: Annotated[LayoutFlags, Parameter(name="*")] = _NO_LAYOUT_FLAGS,  # type: ignore[valid-type]
 ) -> None:
     """Predict the classes or values of images or table rows: one line per input, in order.
 
@@ -79,6 +84,7 @@ def predict(
         precision=precision,
         console=Console(stream=sys.stderr),
         stop=stop_signals.STOP,
+        **passed(flags),
     )
     if csv is not None:
         write_predictions(csv, predictions, top)

@@ -1,5 +1,7 @@
 """Check a dataset before training: counts, sizes, class imbalance, unreadable files, duplicates across splits."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +14,18 @@ from skipway.data.images.decoded_images import DecodedImages, DecodeSettings
 from skipway.data.images.split import describe, describe_targets, refuse_leaks
 from skipway.data.sources.image_source import Source
 from skipway.data.sources.in_memory import hold_data
-from skipway.data.tables.column_facts import describe_reading
-from skipway.data.tables.columns import Column
+from skipway.data.tables.column_facts import column_lines
+from skipway.data.tables.columns_yaml import columns_yaml
 from skipway.data.tables.dataset import build_table_dataset, describe_table, describe_target
 from skipway.data.tables.table_source import TableSource
 from skipway.data.value_range import describe_range
-from skipway.errors import printable
+from skipway.errors import InputError, printable
 from skipway.runs.open_recipe_data import open_recipe_data
 from skipway.runs.read_options import recipe_for_reading
+from skipway.utils.atomic_files import write_file
 from skipway.utils.console import Console
 from skipway.utils.format_text import count_of, join_counts
+from skipway.utils.output_files import refuse_output
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["DataReport", "check"]
@@ -40,6 +44,7 @@ def check(
     console: Console | None = None,
     stop: StopFlag | None = None,
     y: Any = None,
+    output: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> DataReport:
     """Check a dataset before training and return a report, which prints as text. Every image is decoded once.
@@ -50,6 +55,8 @@ def check(
         console: prints progress; by default, nothing is printed.
         stop: flag that stops the check when it is set.
         y: targets of objects, one per sample.
+        output: YAML file for the kinds of the columns of a table, for the option `columns`; by default, none is
+            written.
         options: options of `train` on how the data are read, such as target, image_root and follow_links.
 
     Returns:
@@ -64,11 +71,18 @@ def check(
     {'train': 142, 'val': 36}
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
+    if output is not None:
+        refuse_output(output, [data] if isinstance(data, str | os.PathLike) else [])
     with hold_data(data, y) as name:
         reading = recipe_for_reading("check", name, options)
         source = open_recipe_data(reading)
         if not isinstance(source, Source):
-            return _check_tables(source, max_unreadable)
+            return _check_tables(source, max_unreadable, output)
+        if output is not None:
+            raise InputError(
+                f"cannot write {printable(output)}: expected a table of rows, got images, which have no columns of "
+                "inputs. Drop --output."
+            )
         decode_settings = choose_decode_settings(source, None, "squash", reading.max_pixels)
         images = decode_images(
             source,
@@ -124,16 +138,13 @@ def _note_lines(facts: dict[str, Any]) -> list[str]:
     return [f"{count:,} {note}" for note, count in facts["notes"].items()]
 
 
-def _check_tables(tables: TableSource, max_unreadable: float) -> DataReport:
+def _check_tables(tables: TableSource, max_unreadable: float, output: str | os.PathLike[str] | None) -> DataReport:
     """Return a report on a table: its rows, columns, target and missing values."""
     rows = build_table_dataset(tables, 0.2, 0, max_unreadable=max_unreadable)
     facts, spec = describe_table(rows), rows.spec
     counts = join_counts({split: len(table) for split, table in tables.splits.items()}, "row")
     lines = [f"{printable(tables.name)}: {counts}; target {printable(spec.target)!r}: {describe_target(spec)}"]
-    width = max(len(printable(column.name)) for column in spec.columns)
-    for column in spec.columns:
-        details = describe_reading(facts["column_details"][column.name])
-        lines.append(f"  {printable(column.name):<{width}}  {_describe_column(column)}, {details}")
+    lines += [f"  {line}" for line in column_lines(facts["column_details"])]
     totals = {name: sum(by_split.values()) for name, by_split in facts.get("classes", {}).items()}
     noun = "label" if spec.task == "multilabel" else "class"
     lines += [f"  {noun} {printable(name)}: {count_of(count, 'row')}" for name, count in totals.items()]
@@ -144,14 +155,8 @@ def _check_tables(tables: TableSource, max_unreadable: float) -> DataReport:
     lines += [f"warning: {warning}" for warning in facts["warnings"]]
     if not facts["warnings"] and not rows.skipped:
         lines.append("no problems found")
+    if output is not None:
+        write_file(Path(output), columns_yaml(spec, rows.columns).encode("utf-8", "backslashreplace"))
+        lines.append(f"columns: {printable(output)}")
     without_target = [row.key for row in rows.skipped]
     return DataReport("\n".join(lines), {"data": tables.name, **facts, "without_target": without_target})
-
-
-def _describe_column(column: Column) -> str:
-    if column.dates:
-        return column.kind
-    values = f"around {column.center:.4g}"
-    if column.kind == "category":
-        values = count_of(len(column.categories), "category", "categories")
-    return f"{column.kind}, {values}"

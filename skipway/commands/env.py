@@ -16,6 +16,7 @@ __all__ = ["EXTRAS", "environment_facts", "environment_table"]
 
 EXTRAS = {
     "parquet": "pyarrow",
+    "excel": "openpyxl",
     "export": "onnxruntime",
     "openvino": "openvino",
     "heif": "pillow_heif",

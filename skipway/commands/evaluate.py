@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from skipway.data.sources.decode import REPORTED_NOTES
 from skipway.data.sources.image_source import Source
 from skipway.data.sources.in_memory import held_data, hold_data
 from skipway.data.sources.missing_file import missing_file
+from skipway.data.sources.read_table import BUILT_IN_TABLES, read_table
 from skipway.data.tables.dataset import encode_labeled
 from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.row_digests import DIGEST_PREFIX
@@ -116,7 +118,7 @@ def _evaluate(
     network, run_path = (run, None) if isinstance(run, Network) else (load(run), Path(run))
     require_classes(network.plan, "evaluate")
     if isinstance(network.spec, TableSpec):
-        return _evaluate_table(network, data, split, run=run_path, console=console)
+        return _evaluate_table(network, reading, split, run=run_path, console=console)
     spec = network.require_image_spec()
     source = open_recipe_data(reading, known=spec)
     if not isinstance(source, Source):
@@ -268,11 +270,14 @@ def _targets_of_model(source: Source, spec: Spec, split: str, *, data: str) -> n
 
 
 def _evaluate_table(
-    network: Network, data: str, split: str | None, *, run: Path | None, console: Console
+    network: Network, reading: Recipe, split: str | None, *, run: Path | None, console: Console
 ) -> AnyEvaluation:
     """Return the metrics of `network` on a split of a table: by default test if it exists, else val, else train."""
-    spec = network.require_table_spec()
-    tables = open_table_source(data, ColumnRoles(target=spec.target_names))
+    spec, data = network.require_table_spec(), str(reading.data)
+    if held_data(data) is not None or data in BUILT_IN_TABLES:
+        reading.layout.refuse_unused("this data", "no file")
+    read = partial(read_table, layout=reading.layout)
+    tables = open_table_source(data, ColumnRoles(target=spec.target_names), read)
     if tables is None and held_data(data) is None and not Path(data).expanduser().exists():
         raise missing_file(Path(data))
     if tables is None:

@@ -15,6 +15,7 @@ from skipway.commands.prediction_output import MAX_SHARES, NOT_FINITE, Predictio
 from skipway.commands.table_inputs import list_image_inputs
 from skipway.data.output_spec import OutputSpec
 from skipway.data.sources.table import Table
+from skipway.data.table_layout import TableLayout
 from skipway.data.tables.id_columns import IdColumns
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
@@ -39,6 +40,8 @@ def predict(
     tta: bool = False,
     engine: str = "auto",
     precision: str = "auto",
+    skip_rows: int | None = None,
+    header: bool | None = None,
     console: Console | None = None,
     stop: StopFlag | None = None,
 ) -> list[Prediction]:
@@ -59,6 +62,8 @@ def predict(
         precision: "fp32", "bf16", "int8" (calibrated on training images of the run), or "auto" (for classes and labels,
             bf16 if the hardware supports it; else fp32). Probabilities differ by about 1e-6 in fp32, and by about 1e-3
             in bf16.
+        skip_rows: number of lines above the header of text tables; None to detect them.
+        header: False if the first line of text tables is a row, as in training; None to check it.
         console: prints progress and warnings; by default, nothing is printed.
         stop: flag that stops the prediction when it is set.
 
@@ -79,11 +84,12 @@ def predict(
     console, stop = console or Console(quiet=True), stop or StopFlag()
     if top < 1:
         raise InputError(f"invalid top: expected an integer of at least 1, got {top}. Pass such a number.")
+    layout = TableLayout(skip_rows=skip_rows, header=header)
     network = run if isinstance(run, Network) else load(run)
     require_classes(network.plan, "predict")
     if isinstance(network.spec, TableSpec):
-        return _predict_tables(network, sources, top, console)
-    inputs = list_image_inputs(sources, network.require_image_spec(), console)
+        return _predict_tables(network, sources, top, console, layout)
+    inputs = list_image_inputs(sources, network.require_image_spec(), console, layout)
     network = with_fastest_engine(
         network,
         engine,
@@ -165,7 +171,9 @@ def _prediction(spec: OutputSpec, name: str, values: np.ndarray, top: int, noun:
     return Prediction(name, most_likely, labels=labels, separator=spec.separator, noun=noun, shares=shares)
 
 
-def _predict_tables(network: Network, sources: Any, top: int, console: Console) -> list[Prediction]:
+def _predict_tables(
+    network: Network, sources: Any, top: int, console: Console, layout: TableLayout
+) -> list[Prediction]:
     """Return one Prediction per table row, in order; a row with an invalid cell gets a reason that names the cell.
 
     Columns are matched by name. The target is not needed, and additional columns are ignored. A table that cannot
@@ -176,7 +184,7 @@ def _predict_tables(network: Network, sources: Any, top: int, console: Console) 
     tables, predictions = list(sources), list[Prediction]()
     for source in tables:
         try:
-            predictions += _predict_rows(network, as_table(source), top, console)
+            predictions += _predict_rows(network, as_table(source, layout), top, console)
         except InputError as error:
             if len(tables) == 1:
                 raise

@@ -11,19 +11,23 @@ from skipway.data.image_tables.unlabeled_images import unlabeled_images
 from skipway.data.sources.in_memory import is_frame
 from skipway.data.sources.parquet_columns import packs_images
 from skipway.data.sources.read_table import frame_table
+from skipway.data.table_layout import DETECTED, TableLayout
 from skipway.errors import InputError, printable
 from skipway.utils.console import Console
 
 __all__ = ["list_image_inputs"]
 
 
-def list_image_inputs(sources: Any, spec: Spec, console: Console) -> list[PredictionInput]:
+def list_image_inputs(
+    sources: Any, spec: Spec, console: Console, layout: TableLayout = DETECTED
+) -> list[PredictionInput]:
     """List the inputs of an image model, in order; a table becomes the images that its rows name.
 
     Args:
         sources: tables or DataFrames of images, or what `list_inputs` accepts.
         spec: Spec of the model; its feature columns must be in each table.
         console: prints remarks.
+        layout: lines of text tables and workbooks that are set; the others are detected.
 
     Raises:
         InputError: the only table names no images or lacks a column, or the model has feature columns and gets no
@@ -39,11 +43,12 @@ def list_image_inputs(sources: Any, spec: Spec, console: Console) -> list[Predic
             ".csv file or a DataFrame."
         )
     if not any(are_tables):
+        layout.refuse_unused("these inputs", "images without a table")
         return list_inputs(sources, console, spec.channels)
     inputs: list[PredictionInput] = []
     for part, is_table in zip(parts, are_tables, strict=True):
         try:
-            inputs += _rows_of(part, spec, console) if is_table else list_inputs([part], console, spec.channels)
+            inputs += _rows_of(part, spec, console, layout) if is_table else list_inputs([part], console, spec.channels)
         except InputError as error:
             if len(parts) == 1 or not isinstance(part, str | os.PathLike):
                 raise
@@ -63,9 +68,9 @@ def _is_table(source: Any) -> bool:
     return is_table_file(path.name)
 
 
-def _rows_of(source: Any, spec: Spec, console: Console) -> list[PredictionInput]:
+def _rows_of(source: Any, spec: Spec, console: Console, layout: TableLayout) -> list[PredictionInput]:
     """List the images of a table, each with its encoded feature columns."""
-    table = frame_table(source) if is_frame(source) else read_file(Path(source))
+    table = frame_table(source) if is_frame(source) else read_file(Path(source), layout)
     root = Path() if is_frame(source) else Path(source).parent
     images = unlabeled_images(table, root)
     if not spec.feature_columns:

@@ -142,19 +142,23 @@ def split_rows(
         Row indices of "train" and "val".
 
     Raises:
-        InputError: a class has fewer rows than there are folds.
+        InputError: there are fewer rows than folds, or too few groups.
     """
     rows = np.arange(len(digests))
     kinds = labels if len(class_names) else np.zeros(len(labels), np.int64)
     copies = groups_of_copies(rows, kinds, digests, least=fold.count)
-    in_val = _in_fold(labels, copies, class_names, groups=groups, fold=fold, seed=seed, name=name, noun="rows")
+    names = class_names if groups is not None else ()
+    in_val = _in_fold(labels, copies, names, groups=groups, fold=fold, seed=seed, name=name, noun="rows")
+    if len(class_names):
+        in_val &= np.bincount(labels)[labels] > 1  # a class with one row is always trained on
     return {"train": rows[~in_val], "val": rows[in_val]}
 
 
 def groups_of_copies(rows: np.ndarray, labels: np.ndarray, digests: list[str], *, least: int) -> list[str]:
     """Return a group identifier per row, so that duplicate rows can be kept in one split.
 
-    Every row is a group by itself if fewer than half of `rows` are distinct, or fewer than `least` of a class.
+    Every row is a group by itself if fewer than half of `rows` are distinct, or fewer than `least` of a class that has
+    as many rows.
 
     Args:
         rows: indices of the rows to group.
@@ -165,8 +169,10 @@ def groups_of_copies(rows: np.ndarray, labels: np.ndarray, digests: list[str], *
     Returns:
         N group identifiers.
     """
-    distinct = [len({digests[i] for i in rows[labels[rows] == label]}) for label in np.unique(labels[rows])]
-    separate = 2 * sum(distinct) < len(rows) or min(distinct) < least
+    classes = [rows[labels[rows] == label] for label in np.unique(labels[rows])]
+    distinct = [len({digests[i] for i in members}) for members in classes]
+    is_short = any(count < least <= len(members) for count, members in zip(distinct, classes, strict=True))
+    separate = 2 * sum(distinct) < len(rows) or is_short
     return [str(i) for i in range(len(digests))] if separate else digests
 
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from skipway.data.column_roles import NO_ROLES, ColumnRoles
+from skipway.data.column_roles import COLUMN_OPTIONS, NO_ROLES, ColumnRoles
 from skipway.data.image_tables.choose_columns import column_of_names, find_image_column, has_target, image_column
 from skipway.data.image_tables.class_folders import class_folders, refuse_two_readings, warn_of_unnamed
 from skipway.data.image_tables.file_index import FileIndex, looks_like_image
 from skipway.data.image_tables.image_table import ImageTable, image_table_source
 from skipway.data.image_tables.named_images import FILE, table_of_names
 from skipway.data.image_tables.near_tree import NearTree
-from skipway.data.image_tables.read_tables import find_tables, is_table_file, read_file, read_files, read_sample
+from skipway.data.image_tables.read_tables import find_tables, read_file, read_files, read_sample
 from skipway.data.output_spec import OutputSpec
 from skipway.data.sources.archive_tree import is_archive, open_archive
 from skipway.data.sources.choose_source import open_source
@@ -24,6 +24,8 @@ from skipway.data.sources.in_memory_source import held_tables
 from skipway.data.sources.parquet_columns import packs_images
 from skipway.data.sources.read_table import BUILT_IN_TABLES
 from skipway.data.sources.table import Table
+from skipway.data.sources.table_content import table_suffix
+from skipway.data.table_layout import DETECTED, TableLayout
 from skipway.data.tables.table_source import TableSource, open_table_source, table_source
 from skipway.errors import InputError, printable
 from skipway.utils.format_text import join_names
@@ -46,6 +48,7 @@ def open_data(
     follow_links: bool = False,
     allow_empty_classes: bool = False,
     known: OutputSpec | None = None,
+    layout: TableLayout = DETECTED,
 ) -> Source | TableSource:
     """Open labeled images, or a table of rows.
 
@@ -55,6 +58,7 @@ def open_data(
         follow_links: True to read files outside of the folder.
         allow_empty_classes: True to leave out classes without images instead of raising.
         known: outputs of a trained model, whose classes and targets the data must have.
+        layout: lines of text tables and workbooks that are set; the others are detected.
 
     Returns:
         A Source for images, and a TableSource for a table that names no images.
@@ -62,17 +66,22 @@ def open_data(
     Raises:
         InputError: the data cannot be found or read, or could mean two datasets.
     """
-    opened = _open(_Opening(data, roles, follow_links, allow_empty_classes, known))
-    if roles.id and isinstance(opened, Source):
+    source = _open(_Opening(data, roles, follow_links, allow_empty_classes, known, layout), data, roles)
+    if isinstance(source, Source):
+        _refuse_column_options(data, roles)
+        _refuse_ids(data, roles)
+    return source
+
+
+def _refuse_ids(data: str, roles: ColumnRoles) -> None:
+    if roles.id:
         raise InputError(
             f"cannot use --id with {printable(data)}: expected a table of rows, got images, whose predictions have the "
             "names of their files. Drop --id."
         )
-    return opened
 
 
-def _open(opening: "_Opening") -> Source | TableSource:
-    data = opening.data
+def _open(opening: "_Opening", data: str, roles: ColumnRoles) -> Source | TableSource:
     path = _existing_path(data)
     if path is not None and data not in BUILT_IN_TABLES and (path.is_dir() or is_archive(path)):
         return opening.folder(path)
@@ -81,11 +90,23 @@ def _open(opening: "_Opening") -> Source | TableSource:
             f"cannot use --label-regex with {printable(data)}: expected a folder or an archive of images, got other "
             "data. Pass the folder."
         )
-    if (held := held_data(data)) is not None and not held.are_images:
+    held = held_data(data)
+    if held is not None or data in BUILT_IN_TABLES:
+        opening.layout.refuse_unused("this data", "objects" if held else "a dataset of scikit-learn")
+    if held is not None and not held.are_images:
         return opening.frame(held)
     if path is None or data in BUILT_IN_TABLES:
         return opening.other()
-    return opening.table_file(path) if is_table_file(path.name) and not packs_images(path) else opening.other()
+    return opening.table_file(path) if table_suffix(path) and not packs_images(path) else opening.other()
+
+
+def _refuse_column_options(data: str, roles: ColumnRoles) -> None:
+    """Raise InputError if an option on the columns of a table of rows is set for images."""
+    if unused := [name for name in COLUMN_OPTIONS if getattr(roles, name)]:
+        flags = " and ".join(f"--{name}" for name in unused)
+        raise InputError(
+            f"cannot use {flags} with {printable(data)}: expected a table of rows, got images. Drop {flags}."
+        )
 
 
 def _existing_path(data: str) -> Path | None:
@@ -105,6 +126,7 @@ class _Opening:
     follow_links: bool
     allow_empty_classes: bool
     known: OutputSpec | None
+    layout: TableLayout
     tables: dict[Path, Table] = field(default_factory=dict)
     tree: FileTree | None = None
 
@@ -138,6 +160,7 @@ class _Opening:
                 f"cannot use {flags} with {printable(self.data)}: expected a table that names images, got {kind}. Drop "
                 f"{flags}."
             )
+        self.layout.refuse_unused(self.data, "images without a table of text")
         if not (in_parquet or is_held) and self.roles.task not in ("auto", source.task):
             raise InputError(
                 f"cannot use --task {self.roles.task} with {printable(self.data)}: expected a table of images, or "
@@ -147,7 +170,7 @@ class _Opening:
     def read(self, path: Path) -> Table:
         """Read a table once."""
         if path not in self.tables:
-            self.tables[path] = read_file(path)
+            self.tables[path] = read_file(path, self.layout)
         return self.tables[path]
 
     def table_file(self, path: Path) -> Source | TableSource:

@@ -26,6 +26,7 @@ from skipway.data.sources.in_memory_source import matrix_table
 from skipway.data.sources.read_bytes import read_image_file
 from skipway.data.sources.read_table import frame_table, read_table
 from skipway.data.sources.table import Table
+from skipway.data.table_layout import DETECTED, TableLayout
 from skipway.data.tables.table_spec import TableSpec
 from skipway.data.value_range import levels_of
 from skipway.errors import InputError, NotFiniteError, printable
@@ -176,12 +177,21 @@ def _values(spec: Spec | TableSpec, outputs: Tensor) -> np.ndarray:
     return spec.values(outputs).masked_fill(~is_finite, math.nan).numpy()
 
 
-def as_table(inputs: Any) -> Table:
-    """Convert a DataFrame, a matrix (N, F) of numbers, the path of a table file, or a Table to a Table."""
+def as_table(inputs: Any, layout: TableLayout = DETECTED) -> Table:
+    """Convert a DataFrame, a matrix (N, F) of numbers, the path of a table file, or a Table to a Table.
+
+    Args:
+        inputs: the rows.
+        layout: lines of text tables and workbooks that are set; the others are detected.
+
+    Raises:
+        InputError: the rows cannot be read.
+    """
+    if isinstance(inputs, str | os.PathLike):
+        return read_table(Path(inputs), layout)
+    layout.refuse_unused("these rows", "objects")
     if isinstance(inputs, Table):
         return inputs
-    if isinstance(inputs, str | os.PathLike):
-        return read_table(Path(inputs))
     if is_frame(inputs):
         return frame_table(inputs)
     if isinstance(inputs, np.ndarray | Tensor) and inputs.ndim == 2:

@@ -46,6 +46,7 @@ LINKS = (
     "splits.csv",
     "skipped.csv",
     "config.yaml",
+    "columns.yaml",
     "env.json",
 )
 
@@ -228,7 +229,7 @@ def _data_facts(reader: Reader, data: dict[str, Any]) -> dict[str, Any]:
 def _column_details(details: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each of the first columns of a table."""
     rows = [{"name": name, **mapping(facts)} for name, facts in list(details.items())[:COLUMNS]]
-    return [{**row, "missing": number(row.get("missing"))} for row in rows]
+    return [{**row, "missing": number(row.get("missing")), "odd": number(row.get("odd"))} for row in rows]
 
 
 def _split_of(predictions: list[dict[str, str]]) -> str:

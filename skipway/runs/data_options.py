@@ -8,6 +8,7 @@ from typing import Literal
 
 from skipway.data.column_roles import ColumnRoles
 from skipway.data.image_limits import MAX_SIZE
+from skipway.data.table_layout import TableLayout
 from skipway.runs.option_field import option
 
 __all__ = ["DataOptions"]
@@ -29,6 +30,27 @@ class DataOptions:
     )
     ignore: str | None = option("Data", None, "Table columns to leave out, separated by commas.", effective="none")
     id: str | None = option("Data", None, "Table columns that name rows; predict copies them.", effective="none")
+    skip_rows: int | None = option(
+        "Data", None, "Lines above the header of a text table or worksheet.", effective="detected", minimum=0
+    )
+    header: bool | None = option(
+        "Data", None, "Column names in the first line of a text table.", effective="yes; a line like a row is an error"
+    )
+    categorical: str | None = option(
+        "Data", None, "Table columns to read as categories, separated by commas.", effective="inferred"
+    )
+    numeric: str | None = option(
+        "Data", None, "Table columns to read as numbers, separated by commas.", effective="inferred"
+    )
+    date: str | None = option(
+        "Data", None, "Table columns to read as dates, separated by commas.", effective="inferred"
+    )
+    missing: str | None = option(
+        "Data", None, "Further texts for missing values, as VALUE or COLUMN=VALUE.", effective="none"
+    )
+    columns: str | None = option(
+        "Data", None, "YAML file with the kind of each column, as check writes it.", effective="none"
+    )
     label_sep: str | None = option("Data", None, "Text between several labels in the target column.", effective="none")
     image_column: str | None = option("Data", None, "Table column with names of image files.", effective="detected")
     image_root: str | None = option(
@@ -88,3 +110,8 @@ class DataOptions:
     def roles(self) -> ColumnRoles:
         """Roles of the columns of a table, as these options set them."""
         return ColumnRoles.of(vars(self))
+
+    @property
+    def layout(self) -> TableLayout:
+        """Lines of a text table, as these options set them."""
+        return TableLayout(skip_rows=self.skip_rows, header=self.header)

@@ -1,6 +1,7 @@
 """DataModule: the data of a run, images or a table, behind one interface."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -169,6 +170,11 @@ def refuse_changed_data(
     noun = datamodule.noun
     if checkpoint is None or checkpoint.state["fingerprint"] == datamodule.fingerprint:
         return
+    if noun == "rows":  # an earlier version may have inferred other kinds of columns from the same rows
+        with suppress(InputError):
+            datamodule.spec(checkpoint.state["spec"])
+        if checkpoint.state["fingerprint"] == datamodule.fingerprint:
+            return
     changes = datamodule.describe_changes(folder)
     if not allow:
         raise InputError(

@@ -28,6 +28,7 @@ def open_recipe_data(recipe: Recipe, known: OutputSpec | None = None) -> Source 
         follow_links=recipe.follow_links,
         allow_empty_classes=recipe.allow_empty_classes,
         known=known,
+        layout=recipe.layout,
     )
 
 

@@ -1,19 +1,15 @@
-"""Option values: validation, and reading from YAML."""
+"""Option values: validation."""
 
 import math
 from dataclasses import Field
-from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-import yaml
-
-from skipway.errors import InputError, did_you_mean, printable
+from skipway.errors import did_you_mean
 from skipway.utils.format_text import short_repr
 
-__all__ = ["TEXTS", "choices", "option_problem", "read_yaml"]
+__all__ = ["TEXTS", "choices", "option_problem"]
 
-_MAX_CHARACTERS = 100_000  # of a config; all fields together take 2,000
 _KINDS = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
 _STAGE = r"[\w.-]+:[1-9]\d{0,4}"
 _PART = "(?:flip|shift|zoom|affine|color|trivial|erase)"
@@ -37,29 +33,6 @@ TEXTS = {
         "erase joined by +, each once",
     ),
 }
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(_MAX_CHARACTERS + 1)
-        if len(text) > _MAX_CHARACTERS:
-            raise ValueError(f"longer than {_MAX_CHARACTERS:,} characters")
-        values = yaml.safe_load(text)
-    except OSError as error:
-        raise InputError(f"cannot read the config {printable(path)}: {error.strerror}. Check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        reason = printable(" ".join(str(error).split()))[:200]
-        raise InputError(
-            f"cannot read the config {printable(path)}: expected plain YAML, got: {reason}. Fix it."
-        ) from None
-    if not isinstance(values, dict):
-        raise InputError(
-            f"cannot read the config {printable(path)}: expected `option: value` lines, got a {type(values).__name__}. "
-            "Write lines such as `epochs: 20`."
-        )
-    return values
 
 
 def choices(hint: Any) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from skipway.data.column_roles import LISTS, names_as_text
 from skipway.runs.recipe import Recipe
 
 __all__ = ["plain_options", "requested_options"]
@@ -18,7 +19,7 @@ def plain_options(options: dict[str, Any]) -> dict[str, Any]:
     Args:
         options: options of the call by name.
     """
-    plain = {name: _plain(value) for name, value in options.items()}
+    plain = {name: names_as_text(value, name) if name in LISTS else _plain(value) for name, value in options.items()}
     return {name: value for name, value in plain.items() if (name, value) not in (("data", None), ("model", "auto"))}
 
 

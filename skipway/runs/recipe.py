@@ -3,6 +3,7 @@
 It does not import torch, so that `skipway --help` is fast.
 """
 
+import os
 import re
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
+from skipway.data.column_roles import LISTS, names_as_text
 from skipway.data.image_limits import MAX_SIZE
 from skipway.errors import InputError, did_you_mean, printable
 from skipway.runs.data_options import DataOptions
 from skipway.runs.option_field import GROUPS, option
-from skipway.runs.option_values import TEXTS, option_problem, read_yaml
+from skipway.runs.option_values import TEXTS, option_problem
 from skipway.utils.format_text import short_repr
+from skipway.utils.read_yaml import read_yaml
 from skipway.utils.run_schema import refuse_unknown_schema, with_schema
 
 __all__ = ["GROUPS", "UNUSED_BY_FIND_LR", "Recipe"]
@@ -276,7 +279,9 @@ class Recipe(DataOptions):
         if unknown:
             names = "; ".join(f"{short_repr(name)}{did_you_mean(str(name)[:80], cls.names())}" for name in unknown[:5])
             raise InputError(f"unknown option {names}. See `skipway train --help` for all options.")
-        return cls(**_with_first_network(values))
+        lists = {name: names_as_text(values[name], name) for name in LISTS if name in values}
+        paths = {name: os.fspath(value) for name, value in values.items() if isinstance(value, os.PathLike)}
+        return cls(**_with_first_network({**values, **lists, **paths}))
 
     @staticmethod
     def read(path: Path, *, need_schema: bool = False) -> dict[str, Any]:

@@ -38,6 +38,7 @@ __all__ = [
 # Options that may change when a run is resumed; all others are fixed.
 MAY_CHANGE = {
     "data",
+    "columns",
     "epochs",
     "device",
     "threads",
@@ -112,7 +113,8 @@ def read_earlier_run(folder: Path, options: dict[str, Any]) -> EarlierRun:
     before = read_recipe(folder)
     _refuse_fixed_options(before, options, folder)
     requested = Recipe.of(before.as_dict() | options)
-    recipe = replace(requested, data=find_data(requested.data, folder))
+    data, columns = (find_data(path, folder) for path in (requested.data, requested.columns))
+    recipe = replace(requested, data=data, columns=columns)
     last = folder / "weights" / "last"
     checkpoint = read_checkpoint(last) if last.is_dir() and any(last.glob("step-*")) else None
     if checkpoint is None:

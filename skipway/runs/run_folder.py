@@ -37,7 +37,7 @@ __all__ = [
 
 _MAX_NAME = 200  # bytes; file systems allow 255, and temporary files have longer names
 # Files that a run writes before its first weights.
-_FIRST_FILES = ("config.yaml", "env.json", "splits.csv", "skipped.csv", "encoders.json")
+_FIRST_FILES = ("config.yaml", "env.json", "splits.csv", "skipped.csv", "encoders.json", "columns.yaml")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Table data of a run: splits, batches, Spec, network, fingerprint, baseline, and the files and lines about them."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from skipway.data.folds import Fold, pool_tables
 from skipway.data.sample_order import Shard
 from skipway.data.sample_weights import loss_weights
 from skipway.data.tables.column_facts import describe_reading
+from skipway.data.tables.columns_yaml import columns_yaml
 from skipway.data.tables.dataset import (
     TableDataset,
     build_table_dataset,
@@ -38,7 +39,7 @@ from skipway.runs.target_checks import CLASS_OPTIONS, changed_options, flags, re
 from skipway.training.losses import Task, task_of
 from skipway.training.scores import Scores
 from skipway.training.trainer import Settings
-from skipway.utils.atomic_files import write_json
+from skipway.utils.atomic_files import write_file, write_json
 from skipway.utils.console import Console
 from skipway.utils.format_text import count_of, join_counts
 from skipway.utils.run_schema import with_schema
@@ -47,6 +48,7 @@ from skipway.utils.stop_signals import StopFlag
 __all__ = ["TableDataModule"]
 
 _IMAGE_OPTIONS = ("img_size", "resize_mode", "augment", "stem", "mixup", "cutmix", "tta", "pretrained")
+_MAX_LINES = 8  # console lines of one kind about columns; tables may have hundreds of columns
 _PLURALS = {"category": "categories"}  # of the kinds of columns; the others add an "s"
 
 
@@ -126,6 +128,7 @@ class TableDataModule:
             known = TableSpec.from_dict(earlier)
             if known != self.rows.spec:  # the rows have changed, which the user allowed
                 self.rows = self._read(known)
+                self.fingerprint = fingerprint_table(self.rows)
         return self.rows.spec
 
     def network(self, console: Console) -> tuple[Network, bool]:
@@ -192,16 +195,20 @@ class TableDataModule:
         target = describe_target(rows.spec)
         lines = [f"data: {rows.name}, {counts}; columns: {kinds}; target {printable(rows.spec.target)!r}: {target}"]
         styled = {name: details for name, details in rows.columns.items() if details["style"]}
-        lines += [f"  column {printable(name)!r}: {describe_reading(details)}" for name, details in styled.items()]
+        lines += _first(f"  column {printable(name)!r}: {describe_reading(of)}" for name, of in styled.items())
         if rows.skipped:
             lines.append(f"  {count_of(len(rows.skipped), 'row')} without a target skipped, listed in skipped.csv")
         lines += [f"  {self.tables.to_predict.describe()}"] if self.tables.to_predict else []
-        lines += [f"  {count:,} {note}" for note, count in facts["notes"].items()]
-        return lines + [f"  warning: {warning}" for warning in facts["warnings"]]
+        lines += _first(f"  {count:,} {note}" for note, count in facts["notes"].items())
+        warnings = [f"  warning: {warning}" for warning in facts["warnings"]]
+        of_columns = [line for line in warnings if line.startswith("  warning: column ")]
+        return lines + _first(of_columns) + [line for line in warnings if line not in of_columns]
 
     def write_data(self, folder: Path, batches: Any) -> None:
-        """Write splits.csv, skipped.csv, and the encoders of the columns in encoders.json."""
+        """Write splits.csv, skipped.csv, the encoders in encoders.json, and the columns in columns.yaml."""
         write_json(folder / "encoders.json", with_schema(self.rows.spec.as_dict()))
+        text = columns_yaml(self.rows.spec, self.rows.columns)
+        write_file(folder / "columns.yaml", text.encode("utf-8", "backslashreplace"))
         write_table(folder / "splits.csv", ("row", "target", "split", "digest"), self._split_rows())
         skipped = ((row.key, row.split, row.reason) for row in self.rows.skipped)
         write_table(folder / "skipped.csv", ("row", "split", "reason"), skipped)
@@ -237,6 +244,13 @@ class TableDataModule:
     def extra_metrics(self) -> dict[str, Any]:
         """Return the metrics of gradient boosting on the same rows, for metrics.json."""
         return {"baseline": baseline(self.rows)}
+
+
+def _first(lines: Iterable[str]) -> list[str]:
+    """Return the first lines about columns, and how many others the run folder has."""
+    lines = list(lines)
+    rest = len(lines) - _MAX_LINES
+    return lines if rest <= 1 else [*lines[:_MAX_LINES], f"  and {rest:,} more such lines, see report.html"]
 
 
 def _refuse_image_options(recipe: Recipe) -> None:

@@ -14,7 +14,7 @@ _FOLDERS = ("weights", "plots")
 _FILES = (
     *("report.html", "config.yaml", "metrics.json", "results.csv", "predictions.csv", "per_class.csv"),
     *("confusion_matrix.csv", "splits.csv", "skipped.csv", "env.json", "encoders.json", "folds.json", "folds.csv"),
-    *("find_lr.json", "flow.json", "depth.json", "crash.txt", ".lock"),
+    *("find_lr.json", "flow.json", "depth.json", "columns.yaml", "crash.txt", ".lock"),
 )
 _MARKS = ("weights", "fold-1", "env.json")  # every run has one of them next to its config.yaml
 

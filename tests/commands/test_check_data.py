@@ -22,5 +22,8 @@ def test_check_says_what_a_careful_eye_sees(place, tmp_path):
 def test_check_lists_the_columns_of_a_table_with_style_missing_values_and_an_example(tmp_path):
     rows = [f'"${i:,}.5 ",{i % 7},{"ab"[i // 10 % 2]}' for i in range(900, 1500, 10)]
     said = str(check(lines(tmp_path / "t.csv", "fee,rooms,kind", *rows), target="kind"))
-    style = r"thousands separated by ',', unit '\$', such as '\$1,000.5'"
-    assert re.search(rf"  fee    number, around \d+, {style}\n  rooms  number, around \d, such as '4'\n", said)
+    assert "  column  kind    missing  odd  example   why\n" in said
+    style = r"thousands separated by ',', unit '\$'"
+    assert re.search(rf"  fee     number  0%       0%   \$1,000.5  numbers around \d+; {style}\n", said)
+    assert re.search(r"  rooms   number  0%       0%   4         numbers around \d\n", said)
+    assert "  kind    target  0%       -    a         classification\n" in said

@@ -14,10 +14,10 @@ from table_files import homes, lines, written
 import skipway as sw
 from skipway.cli import app
 from skipway.commands.prediction_output import write_predictions
-from skipway.data.column_roles import ColumnRoles
+from skipway.data.column_roles import COLUMN_OPTIONS, ColumnRoles
 from skipway.errors import InputError, Interrupted
 from skipway.runs.datamodule import open_datamodule
-from skipway.runs.read_options import READ_OPTIONS
+from skipway.runs.read_options import CHECK_OPTIONS, READ_OPTIONS
 from skipway.runs.train_run import train
 from skipway.training.checkpoint import load_weights
 from skipway.utils import stop_signals
@@ -110,7 +110,8 @@ def test_the_report_speaks_of_rows_and_numbers(price, dear):
     assert "Validation R2" in page and "Mean absolute error" in page and "Predicted and true values" in page
     assert "Largest errors" in page and "Confusion matrix" not in page and "icture" not in page
     assert "Gradient boosting (scikit-learn defaults)" in page and "rows/s" in page
-    assert "Column Kind Style Missing Example size number" in page and "garden boolean 0.0% " in page
+    assert "Column Kind Why Style Missing Odd Example size number numbers around" in page
+    assert "garden boolean only 'no' and 'yes' 0.0% 0.0% " in page and "with --columns to set other kinds" in page
     page = text_of(dear.report.read_text())
     assert "Validation accuracy" in page and "validation rows are on the diagonal" in page
     assert "Highest-loss images" not in page and "Gradient boosting (scikit-learn defaults)" in page
@@ -200,7 +201,8 @@ def test_evaluate_measures_what_it_is_given(price, dear, home, tmp_path):
 def test_check_and_summary_tell_of_tables(home, price):
     said = str(sw.check(home, target="price"))
     assert "homes: 120 train rows; target 'price': a number (regression)" in said
-    assert "city    category, 3 categories" in said and "size    number, around" in said
+    assert "3 distinct values\n" in said and "numbers around" in said
+    assert "  dear    category  0%" in said and "  price   target    0%" in said
     assert "missing values in 'size'" in said
     report = str(sw.check("breast_cancer"))
     assert "no problems found" in report and "class benign: 357 rows" in report
@@ -397,7 +399,8 @@ def test_huge_whole_numbers_are_an_error_of_their_row(dear, home):
 
 def test_check_takes_the_column_options_of_training(home, monkeypatch, capfd):
     monkeypatch.setattr(stop_signals, "STOP", StopFlag())
-    assert set(ColumnRoles.__dataclass_fields__) <= set(READ_OPTIONS)
+    assert set(ColumnRoles.__dataclass_fields__) <= set(CHECK_OPTIONS)
+    assert set(CHECK_OPTIONS) - set(READ_OPTIONS) == set(COLUMN_OPTIONS), "a trained model knows its columns"
     with pytest.raises(SystemExit) as ended:
         app.main(["check", str(home), "--target", "dear", "--ignore", "price,built", "--task", "classification"])
     out = capfd.readouterr().out

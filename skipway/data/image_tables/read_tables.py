@@ -1,6 +1,5 @@
 """Find and read the tables of a dataset: in a folder, in its split folders, or in an archive."""
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -10,8 +9,10 @@ from skipway.data.image_tables.headerless import read_headerless
 from skipway.data.sources.decode import BadImage
 from skipway.data.sources.file_tree import FileTree, Folder
 from skipway.data.sources.image_source import SPLITS, split_of_folder, words_of
-from skipway.data.sources.read_table import SUFFIXES, is_submission, read_table, sample_of
+from skipway.data.sources.read_table import is_submission, read_table, sample_of
 from skipway.data.sources.table import Table
+from skipway.data.sources.table_content import SCANNED, table_stem, table_suffix
+from skipway.data.table_layout import DETECTED, TableLayout
 from skipway.errors import InputError, printable
 
 __all__ = ["TableFiles", "find_tables", "is_table_file", "read_file", "read_files", "read_sample"]
@@ -32,8 +33,8 @@ class TableFiles:
 
 
 def is_table_file(name: str) -> bool:
-    """Return True if a file name has the suffix of a table."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+    """Return True if a file in a folder of images is a table by its name."""
+    return table_suffix(name) in SCANNED
 
 
 def find_tables(root: Folder) -> list[TableFiles]:
@@ -71,7 +72,7 @@ def read_sample(files: TableFiles, tree: FileTree, base: Path | None, read: Call
 def _by_name(folder: Folder, files: list[tuple[str, str]]) -> Iterator[TableFiles]:
     groups: dict[tuple[str, ...], dict[str, str]] = {}
     for name, path in files:
-        stem = os.path.splitext(name)[0]
+        stem = table_stem(name)
         if not is_table_file(name) or is_submission(stem):
             continue
         words = words_of(stem)
@@ -114,10 +115,10 @@ def read_files(files: TableFiles, tree: FileTree, base: Path | None, read: Calla
     if base is not None:
         return {split: read(base / path) for split, path in files.paths.items()}
     with tempfile.TemporaryDirectory() as folder:
-        return {split: _read_packed(path, tree, Path(folder)) for split, path in files.paths.items()}
+        return {split: _read_packed(path, tree, Path(folder), read) for split, path in files.paths.items()}
 
 
-def _read_packed(path: str, tree: FileTree, folder: Path) -> Table:
+def _read_packed(path: str, tree: FileTree, folder: Path, read: Callable[[Path], Table]) -> Table:
     """Read a table in an archive, unpacked to a temporary folder."""
     content = tree.contents([path])[0]()
     where = f"{tree.where}/{printable(path)}"
@@ -126,16 +127,20 @@ def _read_packed(path: str, tree: FileTree, folder: Path) -> Table:
     file = folder / path.rpartition("/")[2]
     file.write_bytes(content)
     try:
-        return replace(read_file(file), name=where)
+        return replace(read(file), name=where)
     except InputError as error:
         raise InputError(str(error).replace(printable(file), where)) from None
 
 
-def read_file(path: Path) -> Table:
+def read_file(path: Path, layout: TableLayout = DETECTED) -> Table:
     """Read a table file, also a CSV file of images without a header.
+
+    Args:
+        path: the file.
+        layout: lines of text and of workbooks that are set; the others are detected.
 
     Raises:
         InputError: the file cannot be read as a table.
     """
-    is_csv = path.suffix.lower() not in (".jsonl", ".parquet")
-    return (read_headerless(path) if is_csv else None) or read_table(path)
+    may_lack_header = path.suffix.lower() in (".csv", ".tsv", ".tab") and layout == DETECTED
+    return (read_headerless(path) if may_lack_header else None) or read_table(path, layout)

@@ -18,7 +18,8 @@ from skipway.data.sources.image_source import Content, Source
 from skipway.data.sources.in_memory import held_data
 from skipway.data.sources.in_memory_source import held_images
 from skipway.data.sources.missing_file import missing_file
-from skipway.data.sources.read_table import BUILT_IN_TABLES, SUFFIXES
+from skipway.data.sources.read_table import BUILT_IN_TABLES
+from skipway.data.sources.table_content import table_suffix
 from skipway.errors import InputError, did_you_mean, printable
 from skipway.utils.format_text import count_of
 
@@ -62,9 +63,9 @@ def open_source(
         exists = bool(data) and path.exists()
     except (OSError, RuntimeError):  # no permission, or an unknown home directory
         exists = False
-    if not exists and path.suffix.lower() in SUFFIXES and not data.startswith("hf:"):
+    if not exists and table_suffix(path) and not data.startswith("hf:"):
         raise missing_file(path)
-    if data in BUILT_IN_TABLES or path.suffix.lower() in SUFFIXES[:-1]:
+    if data in BUILT_IN_TABLES or table_suffix(path) not in ("", ".parquet"):
         raise InputError(f"cannot use {printable(data)}: expected images, got a table. Pass a folder of class folders.")
     parquet = partial(
         parquet_source,

@@ -1,84 +1,115 @@
-"""CSV and TSV parser: detects encoding and separator, and keeps the line number of every record.
+"""Parser of delimited text, such as CSV and TSV, which keeps the line number of every record.
 
-Unusual encodings and separators are recorded in `notes`, and errors name the line. Cells remain text; the kind of a
+Everything unusual is recorded in `notes`, and errors name the line. Cells remain text; the kind of a
 column is inferred later, in `tables/columns.py`.
 """
 
 import csv
 import io
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from skipway.data.sources.missing_file import missing_file
 from skipway.data.sources.plain_csv import read_plain
+from skipway.data.sources.table_content import decode_text, read_content, table_suffix
 from skipway.data.sources.text_column import TextColumn
+from skipway.data.sources.text_form import SEPARATOR_NAMES, TextForm, find_form, is_number
+from skipway.data.table_layout import DETECTED, TableLayout
 from skipway.errors import InputError, printable
+from skipway.utils.format_text import count_of
 
-__all__ = ["MAX_COLUMNS", "TextTable", "check_names", "read_text"]
+__all__ = ["MAX_COLUMNS", "TextTable", "check_names", "parse_text", "read_text"]
 
 MAX_COLUMNS = 10_000  # the run folder has a line per column, and wider tables are mostly transposed
-_MAX_BYTES = 2 << 30  # tables are read into memory and need up to 10 times their file size
-_SEPARATORS = (",", ";", "\t", "|")
-_SEPARATOR_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
-_SAMPLED = 200  # records for the detection of the separator
 _CHUNK = 50_000  # records per conversion to columns
 _FEW = 10_000  # maximum distinct texts of a column for which equal texts share memory
-_BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-_OTHER_FORMATS = {
-    b"PK\x03\x04": "a zip archive or an Excel workbook",
-    b"\xd0\xcf\x11\xe0": "an Excel workbook (.xls)",
-    b"\x1f\x8b": "a gzip file",
-    b"PAR1": "a parquet file",
-    b"%PDF": "a PDF file",
-    b"SQLite": "an SQLite database",
-}
-_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 @dataclass
 class TextTable:
-    """Columns of N cells in the order of the file; row i begins in line `lines[i]`, counted from 1."""
+    """Columns of N cells in the order of the file; row i begins in line `lines[i]`, counted from 1.
+
+    `row_names` is the column that names the rows, "" if there is none. Without a header, columns are named by position.
+    """
 
     columns: dict[str, TextColumn]
     lines: Sequence[int] | np.ndarray
     separator: str
     notes: list[str] = field(default_factory=list)
+    row_names: str = ""
+    has_header: bool = True
 
 
-def read_text(path: Path, plain: bool = True) -> TextTable:
-    """Read a CSV or TSV file whose first line holds the column names.
+def read_text(path: Path, plain: bool = True, layout: TableLayout = DETECTED) -> TextTable:
+    """Read a CSV, TSV or other delimited text file.
 
     Args:
         path: the file.
         plain: False to parse plain text in the same way as all other text, which is slower.
+        layout: lines of the table that are set; the others are detected.
 
     Raises:
         InputError: the file cannot be read, has no rows, or has a malformed line.
     """
     where = printable(path)
-    text, notes = _decode_text(_read_bytes(path, where), where)
-    usual = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
-    separator = _guess_separator(text, usual)
-    if separator != usual:
-        notes.append(f"separator: {_SEPARATOR_NAMES[separator]}")
-    records = _records(text, separator, where)
-    first = next(records, None)
-    if first is None:
-        raise InputError(
-            f"cannot read {where}: expected column names in the first line, got blank lines. Add a header."
-        )
-    line, last, row = first
-    names = _read_header(row, line=line, where=where, notes=notes)
-    columns = read_plain(text, separator, len(names)) if plain and last == 1 else None
-    lines: Sequence[int] | np.ndarray = range(2, 2 + len(columns[0])) if columns else ()
+    text, notes = decode_text(read_content(path), where)
+    suffix = table_suffix(path)
+    usual = "\t" if suffix in (".tsv", ".tab") else ","
+    table = parse_text(text, where, layout, usual=usual, has_spaces=suffix == ".txt", plain=plain)
+    table.notes[:0] = notes
+    return table
+
+
+def parse_text(
+    text: bytes,
+    where: str,
+    layout: TableLayout = DETECTED,
+    *,
+    usual: str = ",",
+    has_spaces: bool = False,
+    plain: bool = True,
+) -> TextTable:
+    """Parse UTF-8 text as a table.
+
+    Args:
+        text: the text.
+        where: name of the file, for errors.
+        layout: lines of the table that are set; the others are detected.
+        usual: separator that needs no note.
+        has_spaces: True if runs of spaces may separate the fields.
+        plain: False to parse plain text in the same way as all other text, which is slower.
+
+    Raises:
+        InputError: the text has no rows, or a malformed line.
+    """
+    form = find_form(text, usual, layout, where, has_spaces=has_spaces)
+    records = _records(form.text, form.separator, where, form.above)
+    line, last, row = next(records)
+    names, may_be_row_names = _read_names(row, form, where, line)
+    if not form.has_header:
+        records = chain([(line, last, row)], records)
+    is_plain = plain and (last == 1 + form.above or not form.has_header)
+    columns = read_plain(form.text, form.separator, len(names), has_header=form.has_header) if is_plain else None
+    first = form.above + 1 + form.has_header
+    lines: Sequence[int] | np.ndarray = range(first, first + len(columns[0])) if columns else ()
     if columns is None:
-        columns, lines = _parse_rows(records, names, separator=separator, where=where)
-    return TextTable(dict(zip(names, columns, strict=True)), lines=lines, separator=separator, notes=notes)
+        columns, lines = _parse_rows(records, names, separator=form.separator, where=where)
+    if form.ends_empty and not columns[-1].missing().all():
+        wrong = int(np.flatnonzero(~columns[-1].missing())[0])
+        raise InputError(
+            f"cannot read {where}:{lines[wrong]}: expected {form.width - 1} fields as in the header, got {form.width}. "
+            f"Correct the line, or quote texts that contain a {_separator_name(form.separator)}."
+        )
+    table = TextTable(dict(zip(names, columns, strict=True)), lines, form.separator, form.notes)
+    table.has_header = form.has_header
+    if may_be_row_names and _are_distinct(columns[0]):
+        table.row_names = names[0]
+        table.notes.append(f"the first column names the rows: {names[0]!r} is no input")
+    return table
 
 
 def _parse_rows(
@@ -97,7 +128,7 @@ def _parse_rows(
         raise InputError(
             f"cannot read {where}:{line}: expected {len(names)} fields as in the header, got {count}"
             + (f" (and {len(ragged) - 1:,} more such lines)" if len(ragged) > 1 else "")
-            + f". Correct the line, or quote texts that contain a {_SEPARATOR_NAMES[separator]}."
+            + f". Correct the line, or quote texts that contain a {_separator_name(separator)}."
         )
     if not columns.lines:
         raise InputError(
@@ -111,11 +142,11 @@ def _lines(text: bytes) -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BytesIO(text), encoding="utf-8", newline="")
 
 
-def _records(text: bytes, separator: str, where: str) -> Iterator[tuple[int, int, list[str]]]:
-    """Iterate over (first line, last line, fields) of all records that are not blank."""
+def _records(text: bytes, separator: str, where: str, above: int = 0) -> Iterator[tuple[int, int, list[str]]]:
+    """Iterate over (first line, last line, fields) of all records that are not blank, with `above` lines above."""
     reader = csv.reader(_lines(text), delimiter=separator, strict=True)
     while True:
-        line = reader.line_num + 1
+        line = above + reader.line_num + 1
         try:
             row = next(reader)
         except StopIteration:
@@ -123,7 +154,7 @@ def _records(text: bytes, separator: str, where: str) -> Iterator[tuple[int, int
         except csv.Error as error:
             raise InputError(_describe_error(where, line, str(error))) from None
         if row and (len(row) > 1 or row[0].strip()):
-            yield line, reader.line_num, row
+            yield line, above + reader.line_num, row
 
 
 class _ColumnBuilder:
@@ -182,106 +213,62 @@ def check_names(names: list[str], where: str) -> None:
         )
 
 
-def _read_bytes(path: Path, where: str) -> bytes:
-    try:
-        if not path.exists():
-            raise missing_file(path)
-        if not path.is_file():
-            raise InputError(f"cannot read {where}: expected a regular file. Pass a .csv, .tsv or .parquet file.")
-        if (size := path.stat().st_size) > _MAX_BYTES:
-            raise InputError(
-                f"cannot read {where}: expected at most {_MAX_BYTES:,} bytes, got {size:,}. Split it, or save it as "
-                ".parquet."
-            )
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {where}: {error.strerror}. Check the path and the permissions.") from None
-    for start, kind in _OTHER_FORMATS.items():
-        if data.startswith(start):
-            raise InputError(f"cannot read {where}: expected a text table, got {kind}. Save it as CSV.")
-    if not data or data.isspace():
-        raise InputError(
-            f"cannot read {where}: expected column names in the first line, got an empty file. Add a header."
-        )
-    return data
-
-
-def _decode_text(data: bytes, where: str) -> tuple[bytes, list[str]]:
-    """Return the text as UTF-8 without a byte order mark, and notes on its encoding."""
-    for mark, name in _BYTE_ORDER_MARKS:
-        if data.startswith(mark):
-            try:
-                text = data.decode(name).encode("utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"cannot read {where}: expected {name.removesuffix('-sig').upper()} by its byte order mark, got "
-                    f"an invalid byte at offset {error.start:,}. Save it as UTF-8."
-                ) from None
-            return text, ([] if name == "utf-8-sig" else ["read as UTF-16"])
-    head = data[:4096]
-    for offset, name in ((1, "utf-16-le"), (0, "utf-16-be")):  # every second byte of Latin text is zero
-        if len(head) >= 4 and head[offset::2].count(0) > 0.7 * len(head[offset::2]):
-            try:
-                return data.decode(name).encode("utf-8"), ["read as UTF-16"]
-            except UnicodeDecodeError:
-                break
-    if (zero := data.find(0)) >= 0:
-        raise InputError(
-            f"cannot read {where}:{_line_at(data, zero)}: expected text, got a NUL byte. Save the table as UTF-8."
-        )
-    if data.isascii():
-        return data, []
-    try:
-        data.decode("utf-8")
-        return data, []
-    except UnicodeDecodeError as error:
-        note = f"line {_line_at(data, error.start):,} is not UTF-8: read as Windows-1252 (Latin-1)"
-        try:
-            return data.decode("cp1252").encode("utf-8"), [note]
-        except UnicodeDecodeError:
-            return data.decode("latin-1").encode("utf-8"), [note]
-
-
-def _line_at(data: bytes, offset: int) -> int:
-    before = data[:offset].replace(b"\r\n", b"\n")
-    return before.count(b"\n") + before.count(b"\r") + 1
-
-
-def _guess_separator(text: bytes, usual: str) -> str:
-    """Detect the separator that splits the first records most evenly, into the most fields."""
-    best_rank, best_separator = (0.0, 0, False), usual
-    for separator in _SEPARATORS:
-        reader = csv.reader(_lines(text), delimiter=separator)
-        counts: list[int] = []
-        try:
-            for row in reader:
-                if row:
-                    counts.append(len(row))
-                if len(counts) > _SAMPLED:
-                    break
-        except csv.Error:
-            pass
-        if not counts or counts[0] < 2:
-            continue
-        even = sum(c == counts[0] for c in counts) / len(counts)
-        # Up to 1 ragged line in 20 is a malformed line; more indicate another separator.
-        rank = (1.0 if even > 0.95 else even, counts[0] if even > 0.95 else 0, separator == usual)
-        if rank > best_rank:
-            best_rank, best_separator = rank, separator
-    return best_separator
-
-
-def _read_header(row: list[str], *, line: int, where: str, notes: list[str]) -> tuple[str, ...]:
+def _read_names(row: list[str], form: TextForm, where: str, line: int) -> tuple[tuple[str, ...], bool]:
+    """Return the column names, and True if the first column holds the names of the rows."""
+    if not form.has_header:
+        return tuple(f"column_{i + 1}" for i in range(form.width)), False
     names = [name.strip() for name in row]
-    if all(_NUMBER.fullmatch(name) for name in names):
-        raise InputError(
-            f"cannot read {where}:{line}: expected column names, got only numbers. Add a first line with column names."
-        )
+    if len(names) > form.width and not any(names[form.width :]):
+        form.notes.append(f"{count_of(len(names) - form.width, 'empty field')} at the end of the header left out")
+        del names[form.width :]
+    has_row_names = False
+    if len(names) == form.width - 1:
+        rows = [cells for cells in form.rows if len(cells) == form.width]
+        if not any(cells[-1].strip() for cells in rows):
+            names.append("")
+            form.ends_empty = True
+        elif _are_row_names([cells[0].strip() for cells in rows]):
+            names.insert(0, "")
+            has_row_names = True
+        else:
+            raise InputError(
+                f"cannot read {where}:{line}: expected a name for each of the {form.width} fields of the rows, got "
+                f"{len(names)} names. Add the missing name to the header, or pass --no-header."
+            )
     if unnamed := [i for i, name in enumerate(names) if not name]:
         names = [name or f"column {i + 1}" for i, name in enumerate(names)]
-        notes.append(f"columns without a name, named by position: {', '.join(repr(names[i]) for i in unnamed[:5])}")
+        form.notes.append(
+            f"columns without a name, named by position: {', '.join(repr(names[i]) for i in unnamed[:5])}"
+        )
     check_names(names, where)
-    return tuple(names)
+    return tuple(names), has_row_names or 0 in unnamed
+
+
+def _are_row_names(texts: list[str]) -> bool:
+    """Return True for different texts, or for the numbers of the rows."""
+    if len(set(texts)) < len(texts) or not all(texts):
+        return False
+    if all(text.isdecimal() for text in texts):
+        numbers = list(map(int, texts))
+        return numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    return not any(map(is_number, texts))
+
+
+def _are_distinct(column: TextColumn) -> bool:
+    """Return True if a column has a different text, or a different whole number, in every row."""
+    if column.missing().any():
+        return False
+    numbers = column.numbers
+    if numbers is None:
+        texts = column.factorize()[1]
+        if len(texts) < len(column) or not all(map(is_number, texts)):
+            return len(texts) == len(column)
+        numbers = np.array([text.replace(",", ".") for text in texts], np.float64)
+    return bool((numbers == np.round(numbers)).all()) and len(np.unique(numbers)) == len(numbers)
+
+
+def _separator_name(separator: str) -> str:
+    return SEPARATOR_NAMES.get(separator, "separator")
 
 
 def _describe_error(where: str, line: int, reason: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from skipway.data.sources.image_source import SPLITS, split_of, split_of_folder
 from skipway.errors import InputError, MissingExtra, printable, reason_of
 
-__all__ = ["files_by_split", "num_rows", "open_parquet", "parquet_files"]
+__all__ = ["files_by_split", "num_rows", "open_parquet", "parquet_files", "read_arrow"]
 
 _PARTIAL = "partial-"  # prefix of the Hub for the folder of a split that it converted in part
 
@@ -87,19 +87,44 @@ def open_parquet(path: Path) -> Iterator[Any]:
         InputError: the file cannot be read.
         MissingExtra: pyarrow is not installed.
     """
+    with _readable(path, "parquet"):
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
+            yield file
+
+
+def read_arrow(path: Path) -> Any:
+    """Read a Feather or Arrow file, or a stream of Arrow, as a table of pyarrow.
+
+    Raises:
+        InputError: the file cannot be read.
+        MissingExtra: pyarrow is not installed.
+    """
+    with _readable(path, "Arrow"):
+        import pyarrow
+
+        with open(path, "rb") as file:
+            is_stream = file.read(5) != b"ARROW"
+            file.seek(0)
+            reader = pyarrow.ipc.open_stream(file) if is_stream else pyarrow.ipc.open_file(file)
+            return reader.read_all()
+
+
+@contextmanager
+def _readable(path: Path, kind: str) -> Iterator[None]:
+    """Convert errors while a file is read to errors that name it."""
     try:
         import pyarrow
-        import pyarrow.parquet
     except ImportError:
         raise MissingExtra("parquet", f"reading {printable(path)}") from None
     try:
-        with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
-            yield file
+        yield
     except (InputError, MemoryError):  # the MemoryError of pyarrow is also an ArrowException
         raise
     except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: names that are not UTF-8
         raise InputError(
-            f"cannot read the parquet file {printable(path)}: {reason_of(error)}. Download it again."
+            f"cannot read the {kind} file {printable(path)}: {reason_of(error)}. Download it again."
         ) from None
 
 

@@ -8,7 +8,7 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -28,19 +28,20 @@ _ZEROS = re.compile(rb"\.000(?![0-9])")
 _NEWLINE, _RETURN, _QUOTE = b"\n"[0], b"\r"[0], b'"'[0]
 
 
-def read_plain(text: bytes, separator: str, count: int) -> list[TextColumn] | None:
+def read_plain(text: bytes, separator: str, count: int, has_header: bool = True) -> list[TextColumn] | None:
     """Read the rows of plain CSV text.
 
     Args:
-        text: UTF-8 text; its first line holds the column names.
+        text: UTF-8 text.
         separator: separator of the fields.
         count: number of columns.
+        has_header: True if the first line holds the column names.
 
     Returns:
         The columns, or None if the text is not plain.
     """
-    start, end = text.find(b"\n") + 1, _end_of_text(text)
-    if count < 2 or not 0 < start < end or b"\0" in text:
+    start, end = text.find(b"\n") + 1 if has_header else 0, _end_of_text(text)
+    if count < 2 or not has_header <= start < end or b"\0" in text:
         return None
     if b"\r" in text and text.count(b"\r") != text.count(b"\r\n"):
         return None
@@ -119,21 +120,32 @@ class _Cells:
                 else:
                     columns[i] = self._number_column(i, numbers)
             elif _holds_texts(cells):
-                columns[i] = TextColumn.of(cells.array)
+                columns[i] = self._text_column(i, cells.array)
         rest = [i for i in range(self.count) if i not in columns]  # also true and false, and texts among numbers
         if rest:
             frame = self._frame(dict.fromkeys(rest, str), rest)
             for i in rest:
                 are_numbers = i in open_numbers and not _has_only_thousands(frame[i])
-                columns[i] = self._number_column(i, open_numbers[i]) if are_numbers else TextColumn.of(frame[i].array)
+                texts = frame[i].array
+                columns[i] = self._number_column(i, open_numbers[i]) if are_numbers else self._text_column(i, texts)
         return [columns[i] for i in range(self.count)]
 
     def _number_column(self, column: int, numbers: np.ndarray) -> TextColumn:
-        return TextColumn(partial(self._texts, column), self.rows, numbers)
+        exact = partial(self._texts, column, keeps_markers=True)
+        return TextColumn(partial(self._texts, column), self.rows, numbers, load_exact=exact)
 
-    def _texts(self, column: int) -> tuple[np.ndarray, list[str]]:
-        """Read a column as text."""
-        return TextColumn.of(self._frame({column: str}, [column])[column].array).factorize()
+    def _text_column(self, column: int, cells: Any) -> TextColumn:
+        texts = TextColumn.of(cells)
+        codes, distinct = texts.factorize()
+        if (codes >= 0).all():
+            return texts
+        load = partial(self._texts, column, keeps_markers=True)
+        return TextColumn(texts.factorize, self.rows, load_exact=load)
+
+    def _texts(self, column: int, keeps_markers: bool = False) -> tuple[np.ndarray, list[str]]:
+        """Read a column as text, with or without the texts that mean a missing value."""
+        frame = self._frame({column: str}, [column], missing=[""] if keeps_markers else _MISSING_CELLS)
+        return TextColumn.of(frame[column].array).factorize()
 
     def _may_have_thousands(self, column: int, cells: Any) -> bool:
         """Return False if a point of a column of numbers must be decimal, by its numbers and first texts."""
@@ -154,7 +166,11 @@ class _Cells:
         return _ZEROS.search(self.text, self.start) is not None
 
     def _frame(
-        self, kinds: Mapping[int, type] | None = None, usecols: list[int] | None = None, rows: int | None = None
+        self,
+        kinds: Mapping[int, type] | None = None,
+        usecols: list[int] | None = None,
+        rows: int | None = None,
+        missing: Sequence[str] = _MISSING_CELLS,
     ) -> Any:
         import pandas as pd
 
@@ -176,7 +192,7 @@ class _Cells:
                 usecols=usecols,
                 nrows=min(self.rows, rows or self.rows),
                 keep_default_na=False,
-                na_values=_MISSING_CELLS,
+                na_values=missing,
                 skip_blank_lines=False,
                 **options,
             )

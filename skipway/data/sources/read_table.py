@@ -1,4 +1,4 @@
-"""Read a Table from a CSV or Parquet file, a DataFrame, or a dataset of scikit-learn."""
+"""Read a Table from a file of text, JSON, Excel or pyarrow, a DataFrame, or a dataset of scikit-learn."""
 
 import json
 import math
@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 
 from skipway.data.output_spec import TaskName
-from skipway.data.sources.csv_parser import check_names, read_text
+from skipway.data.sources.csv_parser import TextTable, check_names, read_text
 from skipway.data.sources.image_source import split_of
-from skipway.data.sources.json_lines import read_json_lines
+from skipway.data.sources.json_table import read_json, read_json_lines
 from skipway.data.sources.missing_file import missing_file
-from skipway.data.sources.parquet_files import open_parquet
+from skipway.data.sources.parquet_files import open_parquet, read_arrow
 from skipway.data.sources.table import Table
+from skipway.data.sources.table_content import SCANNED, table_stem, table_suffix
 from skipway.data.sources.text_column import Cells, TextColumn, value_text
+from skipway.data.sources.workbook import read_workbook
+from skipway.data.table_layout import DETECTED, TableLayout
 from skipway.errors import InputError, printable
 
 __all__ = [
     "BUILT_IN_TABLES",
-    "SUFFIXES",
     "bundled_table",
     "frame_table",
     "is_submission",
@@ -32,7 +34,6 @@ __all__ = [
     "table_files",
 ]
 
-SUFFIXES = (".csv", ".tsv", ".tab", ".jsonl", ".parquet")
 BUILT_IN_TABLES = ("wine", "breast_cancer", "diabetes")
 _UNNAMED_INDEX = re.compile(r"__index_level_\d+__")  # the column that pandas stores for an unnamed index
 _TARGET = "target"  # of the bundled tables
@@ -42,8 +43,12 @@ _PLACES_OF_SUBMISSIONS = {name: place for place, name in enumerate(_SUBMISSIONS)
 _EXACT = 2**53  # larger integers lose digits as float64, and may be ids
 
 
-def table_files(root: Path) -> dict[str, Path]:
+def table_files(root: Path, any_kind: bool = True) -> dict[str, Path]:
     """Return {split: file} for a table file, or for a folder of tables named train, val and test.
+
+    Args:
+        root: the file or folder.
+        any_kind: False to leave out files of a folder whose kind is rarely a table, such as .json.
 
     Returns:
         The files by split; empty if there is no table, or no training table.
@@ -52,11 +57,11 @@ def table_files(root: Path) -> dict[str, Path]:
         InputError: there are two tables of one split.
     """
     if root.is_file():
-        return {"train": root} if root.suffix.lower() in SUFFIXES else {}
+        return {"train": root} if table_suffix(root) else {}
     files: dict[str, Path] = {}
-    for path in sorted(p for p in root.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")):
-        split = split_of(path.stem)
-        if split is None:
+    for path in sorted(path for path in root.iterdir() if not path.name.startswith(".")):
+        suffix, split = table_suffix(path.name), split_of(table_stem(path.name))
+        if split is None or not suffix or not (any_kind or suffix in SCANNED):
             continue
         if split in files:
             raise InputError(
@@ -78,8 +83,8 @@ def is_submission(stem: str) -> bool:
 
 def sample_of(names: Iterable[str]) -> str | None:
     """Return the table among the names of files that is the sample of a submission, or None."""
-    tables = {name: Path(name) for name in names if Path(name).suffix.lower() in SUFFIXES}
-    samples = {name: _letters(path.stem) for name, path in tables.items() if is_submission(path.stem)}
+    stems = {name: table_stem(name) for name in names if table_suffix(name) in SCANNED}
+    samples = {name: _letters(stem) for name, stem in stems.items() if is_submission(stem)}
     return min(samples, key=lambda name: _PLACES_OF_SUBMISSIONS[samples[name]], default=None)
 
 
@@ -87,23 +92,46 @@ def _letters(stem: str) -> str:
     return re.sub(r"[ _-]", "", stem).casefold()
 
 
-def read_table(path: Path) -> Table:
-    """Read a .csv, .tsv, .jsonl or .parquet file.
+def read_table(path: Path, layout: TableLayout = DETECTED) -> Table:
+    """Read a table file: delimited text, JSON, an Excel workbook, or a file of pyarrow.
+
+    Args:
+        path: the file.
+        layout: lines of text and of workbooks that are set; the others are detected.
 
     Raises:
         InputError: the file does not exist, or cannot be read as a table.
     """
     if not path.exists():
         raise missing_file(path)
-    if path.suffix.lower() == ".parquet":
+    suffix = table_suffix(path)
+    if suffix == ".xlsx":
+        return _text_table(path, read_workbook(path, layout))
+    if suffix in (".parquet", ".feather", ".arrow", ".json", ".jsonl", ".ndjson"):
+        layout.refuse_unused(path, f"a {suffix} file")
+    if suffix == ".parquet":
         return _parquet_table(path)
-    if path.suffix.lower() == ".jsonl":
+    if suffix in (".feather", ".arrow"):
+        return _arrow_table(path, read_arrow(path))
+    if suffix == ".json":
+        return read_json(path)
+    if suffix in (".jsonl", ".ndjson"):
         return read_json_lines(path)
-    text = read_text(path)
+    return _text_table(path, read_text(path, layout=layout))
+
+
+def _text_table(path: Path, text: TextTable) -> Table:
     lines, name = text.lines, printable(path.name)
-    has_thousands = text.separator != ";"
     columns: dict[str, Cells] = {**text.columns}
-    return Table(str(path), columns, lambda i: f"{name}:{lines[i]}", notes=text.notes, thousands=has_thousands)
+    return Table(
+        str(path),
+        columns,
+        lambda i: f"{name}:{lines[i]}",
+        notes=text.notes,
+        thousands=text.separator != ";",
+        row_names=text.row_names,
+        has_header=text.has_header,
+    )
 
 
 def frame_table(frame: Any, name: str = "the DataFrame") -> Table:
@@ -144,17 +172,23 @@ def bundled_table(name: str) -> tuple[Table, str, TaskName]:
 
 
 def _parquet_table(path: Path) -> Table:
-    where, name = printable(path), printable(path.name)
     with open_parquet(path) as file:
-        check_names(list(file.schema_arrow.names), where)
-        if not file.metadata.num_rows:
-            raise InputError(f"cannot read {where}: expected rows, got only column names. Add a row for each sample.")
-        # The metadata of pandas may be damaged, and the columns already hold all values.
-        frame = file.read().replace_schema_metadata(None).to_pandas()
-        categories = _declared_categories(file.schema_arrow.metadata)
-        frame = frame.astype({name: "category" for name in frame.columns if name in categories})
-        names = [name for name in frame.columns if not _UNNAMED_INDEX.fullmatch(name)]
-        columns = {name: _to_column(frame[name], f"{where}, column {printable(name)!r}") for name in names}
+        check_names(list(file.schema_arrow.names), printable(path))
+        return _arrow_table(path, file.read())
+
+
+def _arrow_table(path: Path, data: Any) -> Table:
+    """Convert a table of pyarrow to a Table."""
+    where, name = printable(path), printable(path.name)
+    check_names(list(data.schema.names), where)
+    if not data.num_rows:
+        raise InputError(f"cannot read {where}: expected rows, got only column names. Add a row for each sample.")
+    # The metadata of pandas may be damaged, and the columns already hold all values.
+    frame = data.replace_schema_metadata(None).to_pandas()
+    categories = _declared_categories(data.schema.metadata)
+    frame = frame.astype({name: "category" for name in frame.columns if name in categories})
+    names = [name for name in frame.columns if not _UNNAMED_INDEX.fullmatch(name)]
+    columns = {name: _to_column(frame[name], f"{where}, column {printable(name)!r}") for name in names}
     return Table(str(path), columns, lambda i: f"{name}:{i + 1}", notes=_zone_notes(frame))
 
 

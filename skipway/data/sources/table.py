@@ -30,6 +30,8 @@ class Table:
         notes: remarks about the file, such as its encoding.
         thousands: True if "1,234" means 1234 in a column without other evidence; False if it is 1.234, as in files
             with semicolons as separators.
+        row_names: column that only names the rows, or "".
+        has_header: False if the columns are named column_1, column_2 and so on by their position.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Table:
     row_name: Callable[[int], str]
     notes: list[str] = field(default_factory=list)
     thousands: bool = True
+    row_names: str = ""
+    has_header: bool = True
     decimal_mark: str | None = field(default=None, init=False, repr=False)  # set once it is inferred from all columns
 
     def __post_init__(self) -> None:
@@ -46,6 +50,11 @@ class Table:
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()))) if self.columns else 0
+
+    def name_of(self, name: str) -> str:
+        """Return the name of a column, which may be its number if the table has no header."""
+        is_number = name.isdecimal() and not self.has_header and name not in self.columns
+        return f"column_{int(name)}" if is_number else name
 
     def column(self, name: str) -> Cells:
         """Return the (N,) values of a column.

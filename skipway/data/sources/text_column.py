@@ -4,7 +4,7 @@ A column of a large file whose cells are all numbers holds them as float64, and 
 they are needed.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -30,6 +30,9 @@ class TextColumn:
             None if all points of the column may separate thousands, as in 22.201.
         separator: text between the elements of a cell, if the cells are lists.
         is_category: True if the source declares the values as categories, such as the dtype `category` of pandas.
+        load_exact: function that returns the same as `load` without None for texts that mean a missing value; None if
+            `load` does.
+        present: texts in lowercase that are values of this column, although they mean a missing value in others.
     """
 
     dtype = np.dtype(object)
@@ -41,7 +44,10 @@ class TextColumn:
         numbers: np.ndarray | None = None,
         separator: str = "",
         is_category: bool = False,
+        load_exact: Callable[[], tuple[np.ndarray, list[str]]] | None = None,
+        present: frozenset[str] = frozenset(),
     ):
+        self._load_exact, self._values = load_exact, present
         self._load: Callable[[], tuple[np.ndarray, list[str]]] | None = load
         self._cells: tuple[np.ndarray, list[str]] | None = None
         self._present: tuple[np.ndarray, list[str]] | None = None
@@ -89,7 +95,7 @@ class TextColumn:
     def factorize_present(self) -> tuple[np.ndarray, list[str]]:
         """Return the same as `factorize`, with -1 also for texts that mean a missing value."""
         if self._present is None:
-            self._present = without_texts(*self.factorize(), MISSING)
+            self._present = without_texts(*self.factorize(), MISSING - self._values)
         return self._present
 
     def parse_once(self, key: Any, parse: Callable[[], Any]) -> Any:
@@ -97,6 +103,26 @@ class TextColumn:
         if key not in self._parsed:
             self._parsed[key] = parse()
         return self._parsed[key]
+
+    def without(self, removed: Sequence[bool]) -> "TextColumn":
+        """Return the column with None for the cells of some of its distinct texts.
+
+        Args:
+            removed: True for each distinct text to remove, in the order of `factorize`.
+        """
+        codes, texts = self.factorize()
+        kept = np.append(np.where(removed, -1, np.arange(len(texts))), -1).astype(np.int32)[codes]
+        numbers = None if self.numbers is None else np.where(kept < 0, np.nan, self.numbers)
+        return TextColumn(lambda: _used(kept, texts), self._count, numbers, self.separator, self.is_category)
+
+    def exact(self, present: frozenset[str] = frozenset()) -> "TextColumn":
+        """Return the column with the texts that mean a missing value.
+
+        Args:
+            present: those of them, in lowercase, that are values of this column.
+        """
+        load = self._load_exact or self.factorize
+        return TextColumn(load, self._count, None, self.separator, self.is_category, present=present)
 
     def missing(self) -> np.ndarray:
         """Return (N,) booleans: True for missing values."""
@@ -111,7 +137,15 @@ class TextColumn:
             return texts[codes[rows]] if codes[rows] >= 0 else None
         numbers = None if self.numbers is None else self.numbers[rows]
         count = len(numbers) if numbers is not None else len(np.empty(self._count, bool)[rows])
-        return TextColumn(lambda: _used(*self._take(rows)), count, numbers, self.separator, self.is_category)
+        return TextColumn(
+            lambda: _used(*self._take(rows)),
+            count,
+            numbers,
+            self.separator,
+            self.is_category,
+            load_exact=(lambda: _used(*self.exact()._take(rows))) if self._load_exact else None,
+            present=self._values,
+        )
 
     def _take(self, rows: Any) -> tuple[np.ndarray, list[str]]:
         codes, texts = self.factorize()

@@ -5,7 +5,8 @@ training rows only.
 Sources: robust scale and smooth clip, Holzmueller et al. 2024, arXiv:2407.04491.
 """
 
-from collections import ChainMap
+import re
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
@@ -29,8 +30,10 @@ from skipway.data.tables.seen_values import SeenValues
 from skipway.errors import printable
 
 __all__ = [
+    "IDENTIFIER",
     "KINDS",
     "MAX_CATEGORIES",
+    "ROW_COUNTER",
     "CellStyle",
     "Column",
     "ColumnKind",
@@ -49,6 +52,7 @@ __all__ = [
 
 CellStyle = NumberStyle | DateFormat
 ColumnKind = Literal["number", "boolean", "date", "category"]
+IDENTIFIER, ROW_COUNTER = "identifier: all values differ", "row counter"  # reasons for leaving a column out
 KINDS: tuple[ColumnKind, ...] = get_args(ColumnKind)
 MAX_CATEGORIES = 1000  # per column; rarer categories are encoded as unseen
 UNSEEN, ABSENT, FIRST = 0, 1, 2  # indices in a category column: unseen, missing, first category
@@ -56,6 +60,7 @@ _CLIP = 3.0  # bound of the smooth clipping
 _MOSTLY = 0.9  # share of values of one kind, from which the others are errors rather than categories
 _FEW = 20  # in fewer rows, the values of any column may all differ
 _NO_VALUE = MISSING | {"none", "-", "."}
+_WHOLE = re.compile(r"0*([0-9]+)(?:\.0+)?")
 _TRUTHS = ({"true": 1.0, "false": 0.0}, {"yes": 1.0, "no": 0.0}, {"t": 1.0, "f": 0.0}, {"y": 1.0, "n": 0.0})
 _TRUTH = dict(ChainMap(*_TRUTHS))
 
@@ -75,6 +80,8 @@ class Column:
         scale: robust standard deviation of the training rows.
         indicator: True if an additional input marks missing values.
         categories: categories that occur at least twice in the training rows.
+        are_codes: True if all categories are digits, such as zip codes: 00137 is also found as 137 or 137.0, as other
+            programs write it.
         style: how the numbers are written; None for other kinds, and for models of earlier versions, which read the
             numbers of each table in a style of its own.
         dates: format and parts of a column of dates; None for dates of earlier versions, whose only input is the trend.
@@ -93,6 +100,7 @@ class Column:
     style: NumberStyle | None = field(default=None, repr=False)  # fingerprints of earlier runs have the repr without it
     dates: DateEncoder | None = field(default=None, repr=False)  # likewise
     seen: SeenValues | None = field(default=None, repr=False)  # likewise
+    are_codes: bool = field(default=False, repr=False)  # likewise
 
     @property
     def cell_style(self) -> CellStyle | None:
@@ -138,7 +146,12 @@ class Column:
         """Encode (N,) categories as indices."""
         slot = {name: FIRST + i for i, name in enumerate(self.categories)}
         codes, texts = factorize_texts(raw)
-        return np.array([*(slot.get(text, UNSEEN) for text in texts), ABSENT], np.int64)[codes]
+        slots = [slot.get(text, UNSEEN) for text in texts]
+        if self.are_codes and UNSEEN in slots:
+            values = Counter(map(_code_value, self.categories))
+            by_value = {_code_value(name): index for name, index in slot.items() if values[_code_value(name)] == 1}
+            slots = [index or by_value.get(_code_value(text), UNSEEN) for text, index in zip(texts, slots, strict=True)]
+        return np.array([*slots, ABSENT], np.int64)[codes]
 
 
 def as_texts(raw: Cells) -> TextColumn:
@@ -229,7 +242,7 @@ def infer_kind(name: str, table: Table) -> tuple[ColumnKind | Literal[""], str]:
     if date_format:
         return "date", remark
     if len(texts) == present and present >= _FEW:
-        return "", "identifier: all values differ"
+        return "", IDENTIFIER
     if share >= 0.5:
         row = int(np.flatnonzero(codes == np.flatnonzero(is_text)[0])[0])
         return "category", (
@@ -251,16 +264,18 @@ def fit_column(
         style: how the cells of the whole column are written; None to infer it from `raw`.
 
     Returns:
-        The encoder, and the number of "rare" categories or "missing" values.
+        The encoder, and the number of "rare" categories and of "rare_cells", or of "missing" values.
     """
     if kind == "category":
         codes, texts = factorize_texts(raw)
         counts = np.bincount(codes[codes >= 0], minlength=len(texts))
         order = sorted(range(len(texts)), key=lambda i: (-counts[i], texts[i]))
-        frequent = [texts[i] for i in order if counts[i] > 1][:MAX_CATEGORIES]
-        rare = len(texts) - len(frequent)
+        kept = [i for i in order if counts[i] > 1][:MAX_CATEGORIES]
+        frequent = [texts[i] for i in kept]
+        rare = {"rare": len(texts) - len(kept), "rare_cells": int(counts.sum() - counts[kept].sum())}
+        are_codes = bool(frequent) and all(map(_code_value, frequent))
         seen = SeenValues(has_missing=bool((codes < 0).any()))
-        return Column(name, kind, categories=tuple(sorted(frequent)), seen=seen), {"rare": rare}
+        return Column(name, kind, categories=tuple(sorted(frequent)), are_codes=are_codes, seen=seen), rare
     style = style or infer_cell_style(kind, raw)
     values, _ = read_numbers(raw, kind, name, style)
     present = values[~np.isnan(values)]
@@ -308,8 +323,14 @@ def _infer_kind_of_numbers(present: np.ndarray, count: int) -> tuple[ColumnKind 
     if np.ptp(present) == 0 and len(present) == count:
         return "", "constant"
     if count >= _FEW and len(present) == count and present[0] in (0, 1) and np.all(np.diff(present) == 1):
-        return "", "row counter"
+        return "", ROW_COUNTER
     return "number", ""
+
+
+def _code_value(text: str) -> str:
+    """Return the digits of a whole number without leading zeros and decimals, or "" for any other text."""
+    match = _WHOLE.fullmatch(text)
+    return match[1] if match else ""
 
 
 def _parse_boolean(text: str) -> float:
@@ -356,6 +377,7 @@ def columns_from_dicts(values: Iterable[Any]) -> "tuple[Column, ...]":
             style=style_from_dict(c["style"]) if "style" in c else None,
             dates=DateEncoder.from_dict(c["dates"]) if "dates" in c else None,
             seen=SeenValues.from_dict(c["seen"]) if "seen" in c else None,
+            are_codes=bool(c.get("are_codes", False)),
         )
         for c in values
     )
@@ -365,7 +387,8 @@ def column_to_dict(column: Column) -> dict[str, Any]:
     """Return a column as JSON values, without the fields that its kind does not use."""
     seen = {"seen": column.seen.as_dict()} if column.seen else {}
     if column.kind == "category":
-        return {"name": column.name, "kind": column.kind, "categories": list(column.categories), **seen}
+        codes = {"are_codes": True} if column.are_codes else {}
+        return {"name": column.name, "kind": column.kind, "categories": list(column.categories), **codes, **seen}
     values = {
         "name": column.name,
         "kind": column.kind,

@@ -18,13 +18,21 @@ from skipway.data.folds import Fold
 from skipway.data.output_spec import join_labels
 from skipway.data.sample_weights import describe_weights, read_weights, refuse_zero_weights
 from skipway.data.sources.image_source import SPLITS, Skipped
-from skipway.data.sources.table import RowNames, Table, join_quoted
+from skipway.data.sources.table import RowNames, Table
 from skipway.data.strata import strata_of
-from skipway.data.tables.column_facts import column_facts
-from skipway.data.tables.columns import CellStyle, Column, ColumnKind, fit_column, infer_cell_style, infer_kind
-from skipway.data.tables.dataset_warnings import count_rows, warn_of_copies, warn_of_leaks, warn_of_splits
-from skipway.data.tables.input_kinds import infer_input_kind, targets_follow_order
+from skipway.data.tables.column_choice import ColumnChoice, choose_columns
+from skipway.data.tables.column_facts import describe_columns
+from skipway.data.tables.columns import Column, fit_column, infer_kind
+from skipway.data.tables.dataset_warnings import (
+    count_rows,
+    warn_of_copies,
+    warn_of_leaks,
+    warn_of_rare,
+    warn_of_splits,
+)
+from skipway.data.tables.input_kinds import targets_follow_order
 from skipway.data.tables.join_tables import select_rows
+from skipway.data.tables.marker_classes import describe_marker_classes, find_marker_classes, with_marker_classes
 from skipway.data.tables.row_digests import digest_encoded, digest_rows
 from skipway.data.tables.row_splits import RowSplitter, given_splits
 from skipway.data.tables.table_source import TableSource
@@ -53,7 +61,7 @@ class TableDataset:
     float32 numbers.
 
     `keys` holds the N names of the rows for messages and CSV files, `left_out` is {unused column: reason},
-    `weights` (N,) sample weights or None, `columns` {used column: how it was read}.
+    `weights` (N,) sample weights or None, `columns` {column: how it was read}.
     """
 
     name: str
@@ -107,6 +115,7 @@ def build_table_dataset(
     notes = Counter[str]()
     for table in source.splits.values():
         notes.update({f"table {printable(Path(table.name).name)}: {note}": 1 for note in table.notes})
+    source, remarks_on_target = _with_marker_classes(source, spec)
     tables, skipped = _drop_unlabeled(source, max_unreadable)
     train = tables["train"]
     if len(train) < _MIN_ROWS:
@@ -118,14 +127,14 @@ def build_table_dataset(
     target = Target.of(spec) if spec else infer_target(train, roles.target, roles.task, roles.label_sep)
     y = np.concatenate([target.read(table) for table in tables.values()])
     ordered = target.task == "regression" and targets_follow_order(y[: len(train)])
-    choice = _choose_columns(source, keep_counter=ordered) if spec is None else _ColumnChoice.of(spec)
+    choice = choose_columns(source, keep_counter=ordered) if spec is None else ColumnChoice.of(spec)
     digests = digest_rows(list(tables.values()), choice.kinds, y, choice.styles)
     splitter = RowSplitter(source.name, roles, fraction, seed, fold, allow_duplicates)
     strata = strata_of(target.task, y, np.arange(len(train)))
     class_names = target.class_names if target.task == "classification" else ()
     splits, remarks = splitter.split(tables, strata, digests, class_names, notes)
     given = given_splits(tables)
-    warnings = choice.warnings + warn_of_copies(digests, given) + remarks
+    warnings = remarks_on_target + choice.warnings + warn_of_copies(digests, given) + remarks
     weights = refuse_zero_weights(_read_weights(roles, tables), splits, source.name)
     if weights is not None:
         notes["rows with sample weights, of the loss and the metrics"] = len(weights)
@@ -133,22 +142,26 @@ def build_table_dataset(
     reported = {"train"} if spec is None else set()
     if spec is None:
         rows = splits["train"]  # the training table is first, so these also index its rows
-        spec = replace(_fit_spec(train, target, y[rows], choice, rows=rows, notes=notes), id_names=roles.id)
+        fitted = _fit_spec(train, target, y[rows], choice, rows=rows, notes=notes)
+        spec = replace(fitted, missing=source.settings.missing, id_names=roles.id)
         for name in target.names if target.styles else ():
             kind, remark = infer_kind(name, train)
             warnings += [f"target {printable(name)!r}: {remark}"] if kind and remark else []
         warnings += warn_of_leaks(train, list(choice.kinds), spec=spec, y=y)
     encoded = [spec.encode_strict(table, allow_odd=True) for table in tables.values()]
-    missing = Counter[str]()
+    missing, unseen = Counter[str](), Counter[str]()
     for split, part in zip(tables, encoded, strict=True):
         warnings += [f"{split} table: {line}" for line in part.odd_lines if split not in reported]
         missing.update(part.missing)
+        unseen.update(part.unseen)
         notes.update({f"values of {name!r} rarely or never seen in training": n for name, n in part.unseen.items()})
         notes.update({f"missing values in {name!r}": n for name, n in part.missing.items()})
+    x = np.concatenate([part.x for part in encoded])
+    warnings += warn_of_rare(spec, x[splits["train"]])
     return TableDataset(
         name=source.name,
         spec=spec,
-        x=np.concatenate([part.x for part in encoded]),
+        x=x,
         y=spec.standardized(y),
         keys=RowNames(list(tables.values())),
         digests=digests,
@@ -158,8 +171,20 @@ def build_table_dataset(
         warnings=warnings,
         left_out=choice.left_out,
         weights=weights,
-        columns={c.name: column_facts(c, train.columns[c.name], missing[c.name], len(y)) for c in spec.columns},
+        columns=describe_columns(train, spec, choice, missing=missing, unseen=unseen, count=len(y)),
     )
+
+
+def _with_marker_classes(source: TableSource, spec: TableSpec | None) -> tuple[TableSource, list[str]]:
+    """Return the tables with texts such as NA as classes of the target, if they are, and warnings."""
+    target, warnings = source.roles.target[0], list[str]()
+    if spec is None:
+        classes = find_marker_classes(source.splits["train"], source.roles, source.settings.missing)
+        names, warnings = tuple(classes), describe_marker_classes(classes, target)
+    else:
+        names = spec.class_names if spec.task == "classification" else ()
+    splits = {split: with_marker_classes(table, target, names) for split, table in source.splits.items()}
+    return replace(source, splits=splits), warnings
 
 
 def _read_weights(roles: ColumnRoles, tables: dict[str, Table]) -> np.ndarray | None:
@@ -192,6 +217,9 @@ def encode_labeled(table: Table, spec: TableSpec) -> LabeledRows:
     Raises:
         InputError: no row has a target, or a cell cannot be used.
     """
+    table = spec.with_missing(table)
+    if spec.task == "classification":
+        table = with_marker_classes(table, spec.target, spec.class_names)
     missing = missing_targets(table, spec.target_names, spec.label_sep)
     rows = select_rows(table, np.flatnonzero(~missing))
     if not len(rows):
@@ -248,22 +276,6 @@ def describe_table(rows: TableDataset) -> dict[str, Any]:
     return facts
 
 
-@dataclass(frozen=True)
-class _ColumnChoice:
-    """The columns to use with their kinds and styles, the unused columns with the reason, and warnings."""
-
-    kinds: dict[str, ColumnKind]
-    styles: dict[str, CellStyle | None]
-    left_out: dict[str, str]
-    warnings: list[str]
-
-    @classmethod
-    def of(cls, spec: TableSpec) -> "_ColumnChoice":
-        """Return the columns of a trained model."""
-        styles = {column.name: column.cell_style for column in spec.columns}
-        return cls({column.name: column.kind for column in spec.columns}, styles, {}, [])
-
-
 def _drop_unlabeled(source: TableSource, max_unreadable: float) -> tuple[dict[str, Table], list[Skipped]]:
     """Separate the rows without a target from the tables."""
     tables, skipped = {}, []
@@ -285,47 +297,11 @@ def _drop_unlabeled(source: TableSource, max_unreadable: float) -> tuple[dict[st
     return tables, skipped
 
 
-def _choose_columns(source: TableSource, keep_counter: bool) -> _ColumnChoice:
-    """Choose the input columns of the training table; `keep_counter`: a running index is one of them."""
-    train = source.splits["train"]
-    kinds: dict[str, ColumnKind] = {}
-    roles = source.roles
-    left_out = {name: f"--{option.replace('_', '-')}" for option, name in roles.single().items()}
-    left_out = {name: why for name, why in left_out.items() if name not in roles.features}
-    left_out |= dict.fromkeys(roles.ignore, "--ignore") | dict.fromkeys(roles.id, "--id")
-    left_out |= source.to_predict.left_out if source.to_predict else {}
-    warnings = []
-    for name in train.columns:
-        if name in source.roles.target or name in left_out:
-            continue
-        if source.roles.features and name not in source.roles.features:
-            left_out[name] = "not in --features"
-            continue
-        kind, remark = infer_input_kind(name, train)
-        if remark == "row counter" and keep_counter:
-            kind, remark = "number", "a row counter that the target follows: used as a number. See --split-by"
-        if kind:
-            kinds[name] = kind
-            warnings += [f"column {printable(name)!r}: {remark}"] if remark else []
-        else:
-            left_out[name] = remark
-    if not kinds:
-        raise InputError(
-            f"cannot train on {printable(train.name)}: expected columns other than the target "
-            f"{printable(', '.join(source.roles.target))!r}, got none"
-            + (f" (unused: {join_quoted([f'{k} ({v})' for k, v in left_out.items()])})" if left_out else "")
-            + ". Add columns whose values vary."
-        )
-    # The style is that of all rows, as is the kind, so that folds and splits cannot differ in it.
-    styles = {name: infer_cell_style(kind, train.columns[name], train) for name, kind in kinds.items()}
-    return _ColumnChoice(kinds, styles, left_out, warnings)
-
-
 def _fit_spec(
     train: Table,
     target: Target,
     y: np.ndarray,
-    choice: _ColumnChoice,
+    choice: ColumnChoice,
     *,
     rows: np.ndarray,
     notes: Counter[str],

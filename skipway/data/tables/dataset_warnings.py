@@ -5,15 +5,17 @@ import numpy as np
 from skipway.data.images.split import FEW, IMBALANCED
 from skipway.data.sources.table import Table, join_quoted
 from skipway.data.sources.text_column import Cells, TextColumn
-from skipway.data.tables.columns import factorize_texts
+from skipway.data.tables.columns import ABSENT, UNSEEN, factorize_texts
+from skipway.data.tables.input_kinds import LONG_TEXT
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import printable
 from skipway.utils.format_text import count_of
 
-__all__ = ["count_rows", "warn_of_copies", "warn_of_leaks", "warn_of_splits"]
+__all__ = ["count_rows", "describe_rare", "warn_of_copies", "warn_of_leaks", "warn_of_rare", "warn_of_splits"]
 
 _MAX_LEAK_VALUES = 50  # a column with more distinct values may determine the class without leakage
 _SAMPLED = 1000  # rows of a column of numbers that show that it has many values
+_MAX_RARE = 0.3  # share of rows with rare categories above which a column says little
 _IDENTIFIERS = ("id", "uuid", "guid", "index", "key", "rowid")
 
 
@@ -65,6 +67,30 @@ def warn_of_leaks(train: Table, names: list[str], *, spec: TableSpec, y: np.ndar
     return warnings
 
 
+def warn_of_rare(spec: TableSpec, x: np.ndarray) -> list[str]:
+    """Return warnings about columns in which many training rows have a rare category.
+
+    Args:
+        spec: encoders of the table.
+        x: (N, F + K) encoded training rows.
+    """
+    warnings = []
+    slots = x[:, spec.input_shape[0] - len(spec.category_columns) :]
+    for column, indices in zip(spec.category_columns, slots.T, strict=True):
+        warnings += describe_rare(column.name, (indices == UNSEEN).sum() / max(1, (indices != ABSENT).sum()))
+    return warnings
+
+
+def describe_rare(name: str, share: float) -> list[str]:
+    """Return a warning about a column if the share of its training cells with a rare category is high."""
+    if share <= _MAX_RARE:
+        return []
+    return [
+        f"column {printable(name)!r}: {share:.0%} of the training rows have a rare category, and all of these are "
+        "encoded alike. Group rare values, or leave the column out."
+    ]
+
+
 def count_rows(y: np.ndarray, count: int) -> np.ndarray:
     """Return the number of rows of each class, from (N,) indices, or with each label, from (N, K) labels of 0 and 1."""
     return (y > 0.5).sum(axis=0) if y.ndim == 2 else np.bincount(y, minlength=count)
@@ -82,8 +108,8 @@ def warn_of_splits(
         left_out: {unused column: reason}.
     """
     warnings = []
-    if left_out:
-        warnings.append(f"unused columns: {join_quoted([f'{name} ({why})' for name, why in left_out.items()], 12)}")
+    if unused := [f"{name} ({why})" for name, why in left_out.items() if not why.startswith(LONG_TEXT)]:
+        warnings.append(f"unused columns: {join_quoted(unused, 12)}")
     if names := spec.class_names:
         counts = count_rows(y[splits["train"]], len(names))
         if spec.task == "classification" and counts.max() >= IMBALANCED * max(1, counts.min()):

@@ -14,7 +14,15 @@ import numpy as np
 
 from skipway.data.sources.text_column import TextColumn
 
-__all__ = ["FORMATS", "DateFormat", "describe_order", "example_of", "infer_date_format", "parse_dates"]
+__all__ = [
+    "FORMATS",
+    "DateFormat",
+    "best_date_format",
+    "describe_order",
+    "example_of",
+    "infer_date_format",
+    "parse_dates",
+]
 
 DateFormat = Literal["ymd", "dmy", "mdy", "d mon y", "mon d y", "ym", "time", "yyyymmdd", "yyyymm"]
 FORMATS: tuple[DateFormat, ...] = get_args(DateFormat)
@@ -117,14 +125,12 @@ def infer_date_format(cells: TextColumn) -> tuple[DateFormat | None, str]:
         The format, or None if fewer than 90% of the cells fit any, and a remark on an order that stays ambiguous or on
         different offsets from UTC.
     """
-    codes, texts = cells.factorize_present()
+    _, texts = cells.factorize_present()
     if compact := _infer_compact(texts):
         return compact, ""
-    counts = np.bincount(codes[codes >= 0], minlength=len(texts))
     some = texts[:: max(1, len(texts) // _SAMPLED)]
     possible = [f for f in FORMATS if f not in _COMPACT and 2 * _count_fitting(some, f) >= len(some)]
-    parsed = {f: _parse(texts, f) for f in possible}
-    shares = {f: int(counts[~np.isnan(p.values)].sum()) / max(1, int(counts.sum())) for f, p in parsed.items()}
+    parsed, shares = _shares(cells, possible)
     best = max(shares, key=lambda f: shares[f], default=None)
     if best is None or shares[best] < _MOSTLY:
         return None, ""
@@ -139,6 +145,29 @@ def infer_date_format(cells: TextColumn) -> tuple[DateFormat | None, str]:
     if len(parsed[best].offsets) > 1:
         remarks.append("different offsets from UTC: converted to UTC")
     return best, "; ".join(remarks)
+
+
+def best_date_format(cells: TextColumn) -> DateFormat:
+    """Return the format of a column that holds dates: the inferred one, or else that of most cells.
+
+    Args:
+        cells: (N,) cells, at least one with a value.
+    """
+    if (inferred := infer_date_format(cells)[0]) is not None:
+        return inferred
+    _, shares = _shares(cells, FORMATS)
+    return max(shares, key=lambda f: shares[f])
+
+
+def _shares(
+    cells: TextColumn, formats: Sequence[DateFormat]
+) -> tuple[dict[DateFormat, _Parsed], dict[DateFormat, float]]:
+    """Return the distinct texts of a column in each format, and the shares of the cells that fit."""
+    codes, texts = cells.factorize_present()
+    counts = np.bincount(codes[codes >= 0], minlength=len(texts))
+    parsed = {f: _parse(texts, f) for f in formats}
+    total = max(1, int(counts.sum()))
+    return parsed, {f: int(counts[~np.isnan(p.values)].sum()) / total for f, p in parsed.items()}
 
 
 def _infer_compact(texts: Sequence[str]) -> DateFormat | None:

@@ -40,6 +40,6 @@ def read_ids(table: Table, name: str) -> list[str]:
     Raises:
         InputError: there is no column of this name, or its cells are no texts or numbers.
     """
-    codes, texts = as_texts(table.column(name)).factorize()
+    codes, texts = as_texts(table.column(name)).exact().factorize()
     cells = np.array([*texts, ""], object)
     return cells[codes].tolist()

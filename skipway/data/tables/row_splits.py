@@ -8,11 +8,12 @@ import numpy as np
 from skipway.data.column_roles import ColumnRoles
 from skipway.data.folds import Fold, groups_of_copies, split_rows
 from skipway.data.groups import groups_of_column, hint_at_columns, refuse_crossing_groups, refuse_few_groups
-from skipway.data.sources.table import Table
+from skipway.data.sources.table import Table, join_quoted
 from skipway.data.stratified_split import holdout_mask, units_of
 from skipway.data.tables.join_tables import join_tables
 from skipway.data.time_order import last_part, read_order
 from skipway.errors import InputError, printable
+from skipway.utils.format_text import count_of
 
 __all__ = ["RowSplitter", "given_splits"]
 
@@ -67,7 +68,7 @@ class RowSplitter:
             folds = split_rows(
                 strata, digests, class_names, fold=self.fold, seed=self.seed, name=self.name, groups=groups
             )
-            return folds, warnings
+            return folds, warnings + warn_of_rare_classes(strata, class_names, folds=self.fold.count)
         if "val" in splits:
             if self.roles.split_by is not None:
                 raise InputError(
@@ -81,6 +82,7 @@ class RowSplitter:
             notes[f"validation rows {boundary}"] = int(in_val.sum())
         else:
             in_val = self._held_out(train, strata, digests, class_names, groups=groups)
+            warnings += warn_of_rare_classes(strata[train], class_names)
         splits = {"train": train[~in_val], "val": train[in_val], **splits}
         if self.roles.split_by is not None and groups is not None:
             warnings += refuse_crossing_groups(groups, splits, name=self.name, allow=self.allow_duplicates)
@@ -109,19 +111,32 @@ class RowSplitter:
         groups: list[str] | None,
     ) -> np.ndarray:
         """Return the training rows to hold out, stratified, with duplicates and groups on one side."""
-        counts = np.bincount(strata[train], minlength=len(class_names))
-        if class_names and counts.min() < 2:
-            single = [printable(class_names[k]) for k in np.flatnonzero(counts < 2)]
-            raise InputError(
-                f"cannot split the rows: expected at least 2 rows per class, got 1 of the class {single[0]!r}"
-                + (f" (and of {len(single) - 1} more)" if len(single) > 1 else "")
-                + ". Add rows of this class, or add a val table."
-            )
         copies = groups_of_copies(train, strata, digests, least=2)
         if groups is not None:
             units = units_of(strata[train], [copies[i] for i in train], [groups[i] for i in train])
             refuse_few_groups(units, strata[train], class_names, parts=2, name=self.name, noun="rows")
         return holdout_mask(train, strata, copies, fraction=self.fraction, seed=self.seed, groups=groups)
+
+
+def warn_of_rare_classes(strata: np.ndarray, class_names: tuple[str, ...], folds: int = 0) -> list[str]:
+    """Return a warning about classes with one row, and one about classes with fewer rows than folds.
+
+    Args:
+        strata: (N,) class of each row.
+        class_names: names of the classes; empty for labels and numbers.
+        folds: number of folds, 0 for a held-out part.
+    """
+    counts = np.bincount(strata, minlength=len(class_names)) if class_names else np.zeros(0, np.int64)
+    single = [class_names[k] for k in np.flatnonzero(counts == 1)]
+    few = [class_names[k] for k in np.flatnonzero((counts > 1) & (counts < folds))]
+    warnings = []
+    if single:
+        row = "Its row is" if len(single) == 1 else "Their rows are"
+        noun = count_of(len(single), "class", "classes")
+        warnings.append(f"{noun} with one row: {join_quoted(single, 5)}. {row} used for training only.")
+    if few:
+        warnings.append(f"fewer rows than folds: {join_quoted(few, 5)}. Some folds have none of them to validate.")
+    return warnings
 
 
 def given_splits(tables: dict[str, Table]) -> dict[str, np.ndarray]:

@@ -29,6 +29,7 @@ from skipway.data.tables.columns import (
     describe_problems,
 )
 from skipway.data.tables.find_odd_cells import cell_texts, odd_categories, odd_numbers
+from skipway.data.tables.missing_markers import mark_missing
 from skipway.data.tables.number_inference import MAX_ODD
 from skipway.data.tables.number_style import NumberStyle, style_from_dict, style_to_dict
 from skipway.data.tables.odd_cells import OddCells, Oddity, join_remarks
@@ -94,6 +95,7 @@ class TableSpec(OutputSpec):
         target_names, task, class_names, target_mean, target_std, thresholds, label_sep: see `OutputSpec`.
         target_styles: how the numbers of each target are written; empty for text, and for models of earlier versions.
         id_names: columns that name the rows, which are no inputs and are copied by predict.
+        missing: texts that mean a missing value in all columns, or as COLUMN=TEXT in one; see `missing_markers`.
 
     Raises:
         InputError: a value is out of range, or values contradict each other.
@@ -117,6 +119,7 @@ class TableSpec(OutputSpec):
     label_sep: str = ""
     target_styles: tuple[NumberStyle, ...] = field(default=(), repr=False)  # as in `Column.style`
     id_names: tuple[str, ...] = field(default=(), repr=False)  # likewise
+    missing: tuple[str, ...] = field(default=(), repr=False)  # likewise
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", tuple(self.columns))
@@ -140,6 +143,7 @@ class TableSpec(OutputSpec):
                     f"{column.center} and {column.scale}. Fit the column again."
                 )
             check_texts(column.categories, self.kind, "categories")
+        check_texts(self.missing, self.kind, "missing markers")
         if self.target_styles and len(self.target_styles) != len(self.target_names):
             raise InputError(
                 f"cannot create a TableSpec: expected a style for each of {len(self.target_names)} targets, got "
@@ -211,6 +215,7 @@ class TableSpec(OutputSpec):
                 f"cannot encode {printable(table.name)}: expected {len(self.columns)} columns as in training, got all "
                 f"but {join_quoted(lacking)}. Add these columns (empty if unknown), or rename columns as in training."
             )
+        table = self.with_missing(table)
         x = np.empty((len(table), *self.input_shape), np.float32)
         problems: list[Problem] = []
         odd: list[OddCells] = []
@@ -232,6 +237,10 @@ class TableSpec(OutputSpec):
             if count := int((slots == ABSENT).sum()):
                 missing[column.name] = count
         return Encoded(x=x, problems=problems, missing=missing, odd=odd)
+
+    def with_missing(self, table: Table) -> Table:
+        """Return a table without the cells that hold one of the missing markers."""
+        return mark_missing(table, self.missing, [*(c.name for c in self.columns), *self.target_names])[0]
 
     def encode_strict(self, table: Table, *, allow_odd: bool = False) -> Encoded:
         """Encode the rows of a table, and require that all cells can be used.
@@ -265,6 +274,8 @@ class TableSpec(OutputSpec):
             values["target_styles"] = list(map(style_to_dict, self.target_styles))
         if self.id_names:
             values["id_names"] = list(self.id_names)
+        if self.missing:
+            values["missing"] = list(self.missing)
         return values
 
     @classmethod
@@ -279,7 +290,7 @@ class TableSpec(OutputSpec):
         """
         values = _as_lists(values) if isinstance(values, dict) else {}
         expected = {"columns", "task", "class_names", "target_names"}
-        if not expected <= set(values) <= {"columns", "target_styles", "id_names", *OUTPUT_FIELDS}:
+        if not expected <= set(values) <= {"columns", "target_styles", "id_names", "missing", *OUTPUT_FIELDS}:
             names = sorted(map(str, values))
             raise InputError(
                 f"cannot read a TableSpec: expected the fields {', '.join(sorted(expected))}, got "
@@ -289,13 +300,14 @@ class TableSpec(OutputSpec):
             columns = columns_from_dicts(values["columns"])
             styles = tuple(map(style_from_dict, values.get("target_styles", ())))
             id_names = tuple(values.get("id_names", ()))
+            missing = tuple(values.get("missing", ()))
             outputs = cls.output_fields(values)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(
                 f"cannot read a TableSpec: expected valid columns and numbers, got {printable(error)[:200]}. Use a "
                 "file saved by skipway."
             ) from None
-        return cls(columns=columns, target_styles=styles, id_names=id_names, **outputs)
+        return cls(columns=columns, target_styles=styles, id_names=id_names, missing=missing, **outputs)
 
 
 def _as_lists(values: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def test_lines_are_those_of_the_file_whatever_its_cells_hold(tmp_path):
         (b'a,b\n1,"x"y\n', "t.csv:2: expected a separator after a closing quote. Double the quotes"),
         (b"a,b\n1,2\n1,\x002\n", "t.csv:3: expected text, got a NUL byte. Save the table as UTF-8"),
         (b"a,b\n1," + b"x" * 200_000 + b"\n", "t.csv:2: expected fields of at most 131,072 characters. Check for"),
-        (b"1,2\n3,4\n", "t.csv:1: expected column names, got only numbers. Add a first line"),
+        (b"1,2\n3,4\n", "t.csv:1: expected column names, got only numbers. Pass --no-header if"),
         (b"a,b,a\n1,2,3\n", r"expected unique column names, got 'a' 2 times \(columns 1, 3\). Rename"),
         (
             b"\xff\xfea",
@@ -87,7 +87,7 @@ def test_too_many_columns_and_bytes_are_refused(tmp_path, monkeypatch):
     wide = ",".join(f"c{i}" for i in range(100_000)).encode()
     with pytest.raises(InputError, match=f"expected at most {MAX_COLUMNS:,} columns, got 100,000. Remove"):
         read(tmp_path, wide + b"\n")
-    monkeypatch.setattr("skipway.data.sources.csv_parser._MAX_BYTES", 5)
+    monkeypatch.setattr("skipway.data.sources.table_content._MAX_BYTES", 5)
     with pytest.raises(InputError, match="expected at most 5 bytes, got 8. Split it, or save it as .parquet"):
         read(tmp_path, b"a,b\n1,2\n")
     with pytest.raises(InputError, match="expected a regular file. Pass a .csv, .tsv or .parquet file"):

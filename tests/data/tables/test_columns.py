@@ -90,7 +90,7 @@ def test_a_comma_before_three_digits_separates_thousands_unless_semicolons_separ
 
 def test_categories_have_slots_for_the_unseen_the_missing_and_each_that_is_seen_twice():
     column, said = fit_column("c", "category", texts("b", "a", "b", None, "a", "rare", "NA"))
-    assert column.categories == ("a", "b") and column.num_slots == 4 and said == {"rare": 1}
+    assert column.categories == ("a", "b") and column.num_slots == 4 and said == {"rare": 1, "rare_cells": 1}
     assert column.slot_indices(texts("a", "b", "rare", "zebra", None, "")).tolist() == [2, 3, 0, 0, 1, 1]
     many = texts(*[f"c{i}" for i in range(MAX_CATEGORIES + 50)] * 2)
     assert len(fit_column("c", "category", many)[0].categories) == MAX_CATEGORIES

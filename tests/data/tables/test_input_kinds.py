@@ -6,7 +6,7 @@ from pyarrow import parquet
 
 from skipway.data.sources.read_table import frame_table, read_table
 from skipway.data.sources.text_column import TextColumn, join_columns
-from skipway.data.tables.columns import fit_column, read_numbers
+from skipway.data.tables.columns import column_to_dict, columns_from_dicts, fit_column, read_numbers
 from skipway.data.tables.input_kinds import infer_input_kind, targets_follow_order
 
 
@@ -100,3 +100,58 @@ def test_targets_that_follow_the_order_of_the_rows_are_noticed():
     assert not targets_follow_order(noise[:, None]) and not targets_follow_order(np.ones((400, 1)))
     random = [targets_follow_order(rng.normal(size=(100, 1))) for _ in range(200)]
     assert sum(random) <= 1
+
+
+def kind_named(name, cells):
+    return infer_input_kind(name, frame_table(pd.DataFrame({name: cells})))
+
+
+def test_numbers_with_leading_zeros_are_codes_if_they_repeat():
+    zips = ["00137", "10115", "50667"]
+    kind, remark = kind_of(zips * 10)
+    assert kind == "category" and remark.startswith(
+        "categories, because whole numbers with leading zeros such as '00137'"
+    )
+    assert kind_of([*zips * 10, None, "unknown"])[0] == "category"
+    kind, remark = kind_of([f"{i:05}" for i in range(7, 900, 7)])
+    assert kind == "number" and remark.endswith("repeat too little for categories")
+    assert kind_of([f"{month:02}" for month in range(1, 13)] * 9) == ("number", "")  # months have an order
+    assert kind_of(["0830", "1215", "2359"] * 9) == ("number", "")  # so have times
+    assert kind_of(["0.5", "0.25", "007"] * 9)[0] == "number" and kind_of(["137", "10115", "9"] * 9) == ("number", "")
+
+
+@pytest.mark.parametrize("name", ["store_id", "StoreID", "storeId", "zip", "Zip Code", "PLZ", "product-key", "id"])
+def test_whole_numbers_with_the_name_of_codes_are_codes_if_they_repeat(name):
+    stores = np.arange(40) % 4 * 7 + 3
+    assert kind_named(name, stores)[0] == "category"
+    assert kind_named(name, np.arange(40) * 7 % 39)[0] == "number", "nearly all values differ"
+    assert kind_named(name, stores - 10)[0] == "number" and kind_named(name, stores + 0.5)[0] == "number"
+    assert kind_named(name, stores % 2)[0] == "number", "two values are the same as numbers"
+
+
+@pytest.mark.parametrize("name", ["paid", "kid", "grid", "encode", "monkey", "rooms", "zip_area", "width"])
+def test_other_names_are_not_those_of_codes(name):
+    assert kind_named(name, np.arange(40) % 4) == ("number", "")
+
+
+def test_codes_are_found_in_other_spellings():
+    column, _ = fit_column("zip", "category", TextColumn.of(["00137", "10115", "07", "7"] * 2))
+    assert column.are_codes and column_to_dict(column)["are_codes"]
+    found = column.slot_indices(np.array([137.0, 10115.0, 99.0, 7.0]))
+    assert [column.categories[i - 2] if i > 1 else i for i in found] == ["00137", "10115", 0, "7"]
+    assert column.slot_indices(TextColumn.of(["10115.0", "0137", "007"])).tolist() == [
+        *column.slot_indices(TextColumn.of(["10115", "00137"])),
+        0,
+    ]
+    words, _ = fit_column("zip", "category", TextColumn.of(["00137", "a"] * 2))
+    assert not words.are_codes and words.slot_indices(TextColumn.of(["137"])).tolist() == [0]
+    assert "are_codes" not in column_to_dict(words)
+    assert columns_from_dicts([column_to_dict(column), column_to_dict(words)]) == (column, words)
+
+
+def test_long_text_is_no_input():
+    remarks = [f"the garden of house {i} is large and quiet" for i in range(30)]
+    text = ("", "long text, 30 distinct texts of 9 words on average")
+    assert kind_of(remarks) == text and kind_of(remarks * 2)[0] == "" and kind_of(remarks * 3)[0] == "category"
+    assert kind_of([f"Mr. Name {i}" for i in range(30)]) == ("", "identifier: all values differ")
+    assert kind_of(remarks[:15])[0] == "category", "in few rows, all values may differ"

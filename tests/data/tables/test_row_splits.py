@@ -6,7 +6,7 @@ from skipway.data.folds import Fold
 from skipway.data.sources.table import Table
 from skipway.data.sources.text_column import TextColumn
 from skipway.data.tables.dataset import build_table_dataset
-from skipway.data.tables.table_source import TableSource
+from skipway.data.tables.table_source import TableSource, open_table_source
 from skipway.errors import InputError
 
 
@@ -86,3 +86,20 @@ def test_too_few_groups_of_rows_are_refused():
 def test_columns_that_suggest_groups_are_reported():
     assert any("'patient' suggests 12 groups: use --group-column" in text for text in dataset().warnings)
     assert not any("suggests" in text for text in dataset(group_column="patient").warnings)
+
+
+def test_classes_with_one_row_are_trained_on(tmp_path):
+    rng = np.random.default_rng(0)
+    kinds = ["lone", "two", "two", *"xy" * 20]
+    lines = [f"{rng.normal():.4f},{kind}" for kind in kinds]
+    (tmp_path / "t.csv").write_text("\n".join(["a,kind", *lines, lines[-1]]))
+    source = open_table_source(str(tmp_path / "t.csv"), ColumnRoles(target=("kind",)))
+    rows = build_table_dataset(source, 0.2, 0)
+    assert 0 in rows.splits["train"] and np.isin([42, 43], rows.splits["train"]).sum() in (0, 2)
+    assert "1 class with one row: 'lone'. Its row is used for training only." in rows.warnings
+    folds = [build_table_dataset(source, 0.2, 0, fold=Fold(k, 3)) for k in (1, 2, 3)]
+    held = [set(fold.splits["val"].tolist()) for fold in folds]
+    assert all(0 in fold.splits["train"] for fold in folds) and set().union(*held) == set(range(1, 44))
+    assert any({42, 43} <= part for part in held), "copies stay in one fold"
+    assert not any({1, 2} <= part for part in held), "a class of two rows is in two folds"
+    assert "fewer rows than folds: 'two'. Some folds have none of them to validate." in folds[0].warnings
