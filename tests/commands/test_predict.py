@@ -114,7 +114,9 @@ def test_images_of_16_bits_that_became_black_are_named(weights, tmp_path, capsys
     folder = image_folder(tmp_path / "data", 2)
     Image.fromarray(np.full((9, 9), 3000, np.uint16)).save(folder / "ant" / "dark.png")
     network, console = sw.load(weights), Console()
-    assert [row.usable for row in predict(network, [folder / "ant"], console=console)] == [True] * 3
+    rows = predict(network, [folder / "ant"], console=console)
+    assert [row.usable for row in rows] == [True] * 3
+    assert [row.remark.partition(":")[0] for row in rows] == ["", "", "nearly black"]
     assert re.search(r"warning: 1 of 3 images, first .*dark.png: nearly black: 16-bit values", capsys.readouterr().out)
     evaluate(network, folder, console=console)
     assert "images: nearly black: 16-bit values" in capsys.readouterr().out

@@ -67,6 +67,13 @@ def test_ids_of_files_keep_their_digits(run, tmp_path):
     path = lines(tmp_path / "n.csv", "lot,size,city,garden,built,row", "007,50,Ulm,yes,1950-01-15,9007199254740993.0")
     (prediction,) = sw.predict(run.path, path)
     assert prediction.ids == (("row", "9007199254740993.0"), ("lot", "007"))
+    markers = lines(
+        tmp_path / "m.csv", "lot,size,city,garden,built,row", *(f"{m},5,Ulm,no,1950-01-15,NA" for m in ("?", "NaN"))
+    )
+    assert [prediction.ids for prediction in sw.predict(run.path, markers)] == [
+        (("row", "NA"), ("lot", "?")),
+        (("row", "NA"), ("lot", "NaN")),
+    ]
     frame = pd.read_csv(path).assign(row=np.array([2**63 - 1]), lot=[12.0])
     frame.to_parquet(tmp_path / "n.parquet")
     for source in (frame, tmp_path / "n.parquet"):

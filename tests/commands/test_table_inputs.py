@@ -54,6 +54,14 @@ def test_a_run_on_images_with_columns_is_trained_evaluated_and_used_by_its_table
     assert len(views) == 160 and all(p.usable for p in views)
 
 
+def test_odd_cells_of_an_image_are_remarks_on_it(run, folder):
+    table = pd.read_csv(folder / "labels.csv").head(2).assign(file=lambda f: str(folder) + "/" + f["file"])
+    table.loc[1, "kind"], table.loc[1, "size"] = "c", 1000
+    remarks = [prediction.remark for prediction in sw.predict(run.path, table)]
+    assert remarks[0] == "" and "column 'kind': 'c' rarely or never seen in training" in remarks[1]
+    assert remarks[1].startswith("column 'size': '1000") and "is far outside of the training range" in remarks[1]
+
+
 @pytest.mark.rendered
 def test_a_run_on_images_with_columns_is_probed_grown_exported_and_summarized(run, folder, tmp_path):
     probed = probe_run(run.path, samples=8, points=3)
