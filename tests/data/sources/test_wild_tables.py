@@ -323,6 +323,10 @@ def test_workbooks(tmp_path, monkeypatch):
     (tmp_path / "fake.xlsx").write_text("a,b\n")
     with pytest.raises(InputError, match="fake.xlsx: expected an Excel workbook, got File is not a zip file. Save"):
         read_table(tmp_path / "fake.xlsx")
+    with monkeypatch.context() as patch:
+        patch.setattr("skipway.data.sources.table_content._MAX_BYTES", 1000)
+        with pytest.raises(InputError, match="t.xlsx: expected at most 1,000 bytes, got .*Split it"):
+            read_table(tmp_path / "t.xlsx")
     with pytest.raises(InputError, match="cannot find .*none.xlsx: expected an existing file"):
         read_table(tmp_path / "none.xlsx")
     monkeypatch.setitem(sys.modules, "openpyxl", None)
