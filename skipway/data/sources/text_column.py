@@ -30,6 +30,7 @@ class TextColumn:
             None if all points of the column may separate thousands, as in 22.201.
         separator: text between the elements of a cell, if the cells are lists.
         is_category: True if the source declares the values as categories, such as the dtype `category` of pandas.
+        may_be_padded: function that returns False if no text has leading zeros, such as 00137; None if that is unknown.
     """
 
     dtype = np.dtype(object)
@@ -41,12 +42,14 @@ class TextColumn:
         numbers: np.ndarray | None = None,
         separator: str = "",
         is_category: bool = False,
+        may_be_padded: Callable[[], bool] | None = None,
     ):
         self._load: Callable[[], tuple[np.ndarray, list[str]]] | None = load
         self._cells: tuple[np.ndarray, list[str]] | None = None
         self._present: tuple[np.ndarray, list[str]] | None = None
         self._count, self.numbers, self.separator, self.is_category = count, numbers, separator, is_category
         self._parsed: dict[Any, Any] = {}
+        self._may_be_padded = may_be_padded
 
     @classmethod
     def of(cls, cells: Any) -> "TextColumn":
@@ -83,7 +86,8 @@ class TextColumn:
         """Return the (N,) codes, with -1 for None, and the distinct texts in the order of their first cells."""
         if self._cells is None:
             assert self._load is not None
-            self._cells, self._load = self._load(), None  # without `_load`, the data of the file can be freed
+            self._cells, self._load = self._load(), None  # without these functions, the data of the file can be freed
+            self._may_be_padded = None
         return self._cells
 
     def factorize_present(self) -> tuple[np.ndarray, list[str]]:
@@ -108,6 +112,10 @@ class TextColumn:
         kept = np.append(np.where(removed, -1, np.arange(len(texts))), -1).astype(np.int32)[codes]
         numbers = None if self.numbers is None else np.where(kept < 0, np.nan, self.numbers)
         return TextColumn(lambda: _used(kept, texts), self._count, numbers, self.separator, self.is_category)
+
+    def may_be_padded(self) -> bool:
+        """Return False if no text has leading zeros and three digits; True if that is unknown."""
+        return self._may_be_padded is None or self._may_be_padded()
 
     def missing(self) -> np.ndarray:
         """Return (N,) booleans: True for missing values."""

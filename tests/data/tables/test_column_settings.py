@@ -70,8 +70,8 @@ def test_kinds_that_cannot_be_read_name_the_column_the_share_and_a_cell(path):
     assert "got 16.7% others, such as 'some' (t.csv:2)" in said
     said = refused(path, categorical="empty")
     assert "cannot read the column 'empty' as set by --categorical: expected values, got only missing ones" in said
-    lists = path.with_name("t.jsonl")
-    frame.assign(tags=[["a", "b"]] * len(frame)).to_json(lists, orient="records", lines=True)
+    lists = path.with_name("t.parquet")
+    frame.assign(tags=[["a", "b"]] * len(frame)).to_parquet(lists)
     said = refused(lists, categorical="tags")
     assert "cannot read the column 'tags' as set by --categorical: expected single values, got lists" in said
 
