@@ -29,7 +29,7 @@ __all__ = ["LONG_TEXT", "infer_input_kind", "targets_follow_order"]
 
 LONG_TEXT = "long text"
 _MIN_WORDS, _MIN_CHARACTERS, _MIN_DISTINCT = 4, 25, 0.5  # of long text, on average; the last as a share of the cells
-_ROWS_A_CODE = 5  # fewest rows per code on average; codes that repeat less say little as categories
+_ROWS_A_CODE = 5  # fewest rows per code on average; codes that repeat less are poor categories
 _CODE_WORDS = frozenset("id code zip zipcode postcode postalcode plz fips sku key".split())
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _PADDED = re.compile(r"0[0-9]{2,}")  # two digits, as in 01, are months and hours

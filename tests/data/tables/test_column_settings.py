@@ -156,7 +156,7 @@ def test_one_line_of_the_file_changes_one_column_and_options_come_first(path):
         ("missing: [3]", "the file: expected the keys columns and missing, .* got no columns"),
         (
             "- zip",
-            "cannot read the file of columns .*: expected the key columns with a line for each column, got a list",
+            "expected the key columns with a line for each column, got a list. Write lines such as",
         ),
         ("schema: 7\ncolumns: {}", "columns.yaml: expected schema 1, got 7"),
         ("columns: {zip: number", "cannot read the file of columns .*: expected plain YAML, got"),
