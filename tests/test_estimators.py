@@ -1,4 +1,5 @@
 import pickle
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import skipway as sw
+from skipway.commands.check_data import check
 from skipway.data.sources.read_table import frame_table
 from skipway.errors import InputError
 from skipway.estimators import SkipClassifier, SkipRegressor
@@ -344,3 +346,76 @@ def test_the_learning_rate_is_found_by_a_range_test_and_numpy_numbers_are_option
     usual = SkipClassifier(**QUICK | {"lr": None}).fit(X, y)
     assert model.n_iter_ == 8 and model.score(X, y) > 0.9
     assert not np.array_equal(model.predict_proba(X), usual.predict_proba(X))
+
+
+def with_codes(count=120):
+    """Numbers that are codes, numbers with a marker, and days whose order is open; y follows the codes."""
+    rng = np.random.default_rng(0)
+    store = rng.integers(0, 4, count)
+    frame = pd.DataFrame({"store": store, "size": rng.normal(50, 9, count).round(), "day": "03/04/2024"})
+    frame.loc[: count // 2, "day"] = "04/05/2024"
+    frame.loc[::5, "size"] = -1
+    return frame, np.array([3.0, 0.0, 4.0, 1.0])[store]
+
+
+def fitted(model, *data):
+    """The kinds of the columns of a fitted model."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return {column.name: column.kind for column in model.fit(*data).spec_.columns}
+
+
+def test_arguments_set_the_kinds_of_columns_by_name_or_position():
+    frame, y = with_codes()
+    kinds = fitted(SkipRegressor(**QUICK, categorical=["store"], missing=-1), frame, y)
+    assert kinds == {"store": "category", "size": "number", "day": "date"}
+    matrix = frame[["store", "size"]].to_numpy()
+    model = SkipRegressor(**QUICK, categorical=[0, np.int64(-1)], missing=["size=3", "x1=-1"])
+    assert fitted(model, matrix, y) == {"x0": "category", "x1": "category"}
+    assert model.spec_.columns[1].slot_indices(np.array([-1.0, np.nan])).tolist() == [0, 1]
+    assert np.array_equal(model.predict(matrix), model.predict(np.where(matrix == -1, np.nan, matrix)))
+    assert (
+        fitted(SkipRegressor(**QUICK, numeric=["store"], date="day"), frame.astype({"store": str}), y)["store"]
+        == "number"
+    )
+    model = SkipClassifier(**QUICK, categorical=["store"], numeric=("size",), date=["day"], missing=["-1"])
+    again = clone(model)
+    assert again.get_params() == model.get_params() and again.categorical == ["store"]
+    assert fitted(again, frame, y > 2)["store"] == "category" and again.spec_.missing == ("-1",)
+
+
+def test_arguments_on_columns_that_cannot_be_used_are_errors():
+    frame, y = with_codes()
+    for options, message in (
+        ({"categorical": ["stor"]}, "cannot find the column 'stor' .* .did you mean store"),
+        ({"categorical": [7]}, "cannot find the column '7'"),
+        ({"categorical": ["day"], "date": ["day"]}, "cannot use the column 'day' as --date: .* that is --categorical"),
+        ({"numeric": ["day"]}, "the column 'day' as set by --numeric: expected numbers .* got 100.0% others"),
+        ({"columns": "none.yaml"}, "cannot read the file of columns none.yaml: No such file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            SkipRegressor(**QUICK, **options).fit(frame, y)
+    with pytest.warns(UserWarning, match="missing marker '-7': no cell of X has this value"):
+        SkipRegressor(**QUICK, missing=[-7]).fit(frame[["size"]], y)
+
+
+def test_a_file_of_columns_sets_those_of_an_estimator(tmp_path):
+    frame, y = with_codes()
+    file = tmp_path / "columns.yaml"
+    check(frame.assign(price=y), target="price", categorical=["store"], missing=-1, output=file, task="regression")
+    file.write_text(file.read_text().replace("format: mdy", "format: dmy"))
+    model = SkipRegressor(**QUICK, columns=file)
+    assert fitted(model, frame, y)["store"] == "category" and model.spec_.missing == ("-1",)
+    assert model.spec_.columns[2].dates.date_format == "dmy"
+    assert fitted(SkipRegressor(**QUICK, columns=str(file), numeric=["store"]), frame, y)["store"] == "number"
+
+
+def test_many_rare_categories_and_long_text_are_warnings():
+    frame, y = with_codes(60)
+    frame["name"] = [f"n{min(i, 40)}" for i in range(60)]
+    frame["text"] = [f"a long remark about the house with the number {i}" for i in range(60)]
+    with pytest.warns(UserWarning) as raised:
+        SkipRegressor(**QUICK).fit(frame, y)
+    texts = [str(w.message) for w in raised]
+    assert "column 'text' is left out: long text, 60 distinct texts of 10 words on average" in texts
+    assert any(text.startswith("column 'name': 67% of the training rows have a rare category") for text in texts)

@@ -94,7 +94,10 @@ class ColumnRoles:
 
     def kind_options(self) -> dict[str, str]:
         """Return the option that sets the kind of each column, such as "--numeric"."""
-        return {name: f"--{option}" for option in KIND_OPTIONS for name in getattr(self, option)}
+        options: dict[str, str] = {}
+        for option in KIND_OPTIONS:
+            options |= dict.fromkeys(getattr(self, option), f"--{option}")
+        return options
 
     def unused(self) -> dict[str, str]:
         """Return the columns that options leave out, with the option."""

@@ -170,7 +170,8 @@ def refuse_changed_data(
     noun = datamodule.noun
     if checkpoint is None or checkpoint.state["fingerprint"] == datamodule.fingerprint:
         return
-    if noun == "rows":  # an earlier version may have inferred other kinds of columns from the same rows
+    # An earlier version may have inferred other kinds of columns from the same rows.
+    if noun == "rows" and datamodule.recipe.columns is None:
         with suppress(InputError):
             datamodule.spec(checkpoint.state["spec"])
         if checkpoint.state["fingerprint"] == datamodule.fingerprint:

@@ -138,6 +138,7 @@ def runs(tmp_path_factory):
     for i, split in enumerate(("train", "val", "test")):
         frame = homes(40, i)
         frame.loc[0, ["price", "dear"]] = None
+        frame["store_id"] = [k % 4 for k in range(40)]
         frame["w"] = [1 + k % 3 for k in range(40)]
         frame["cost"] = [f"${1234 * k + 0.5:,.1f} m" if k % 9 else f"(${k + 1}.5 m)" for k in range(40)]
         written(table / f"{split}.csv", frame)
@@ -170,7 +171,7 @@ def runs(tmp_path_factory):
             with pytest.MonkeyPatch.context() as of_source:
                 of_source.setattr(datamodule, "open_recipe_data", lambda recipe, source=source: source)
                 quick("squares", base, name=name, epochs=1)
-        train(table, target="dear", ignore="price", weight_column="w", name="classes", **common)
+        train(table, target="dear", ignore="price", weight_column="w", missing="size=7", name="classes", **common)
         train(kaggle, id="home", name=SUBMITTED, **common)
         many = ",".join(f"y{k}" for k in range(21))
         for name, target, label_sep in zip(TABLE_RUNS, ("tags", "price,rent", many), ("|", None, None), strict=True):
@@ -234,6 +235,8 @@ def check_run(checker, folder):
     checker.check("config.yaml", yaml.safe_load((folder / "config.yaml").read_text()))
     if not is_run:
         return
+    if (columns := folder / "columns.yaml").exists():
+        checker.check("columns.yaml", yaml.safe_load(columns.read_text()))
     with safe_open(folder / "weights" / "best.safetensors", "pt") as file:
         header = dict(file.metadata())
     for name in ("skipway", "written_by"):

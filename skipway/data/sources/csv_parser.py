@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from skipway.data.sources.plain_csv import read_plain
-from skipway.data.sources.table_content import decode_text, read_content, table_suffix
+from skipway.data.sources.table_content import SPACED_SUFFIXES, decode_text, read_content, table_suffix
 from skipway.data.sources.text_column import TextColumn
 from skipway.data.sources.text_form import SEPARATOR_NAMES, TextForm, find_form, is_number
 from skipway.data.table_layout import DETECTED, TableLayout
@@ -59,7 +59,7 @@ def read_text(path: Path, plain: bool = True, layout: TableLayout = DETECTED) ->
     text, notes = decode_text(read_content(path), where)
     suffix = table_suffix(path)
     usual = "\t" if suffix in (".tsv", ".tab") else ","
-    table = parse_text(text, where, layout, usual=usual, has_spaces=suffix == ".txt", plain=plain)
+    table = parse_text(text, where, layout, usual=usual, has_spaces=suffix in SPACED_SUFFIXES, plain=plain)
     table.notes[:0] = notes
     return table
 

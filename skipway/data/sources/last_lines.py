@@ -9,6 +9,7 @@ from skipway.utils.format_text import count_of
 __all__ = ["last_lines"]
 
 _TAIL = 1 << 16  # bytes at the end of a text that may hold lines below the table
+_TOTAL = re.compile(r"(grand[ -]?)?(total|sum|summe|gesamt|insgesamt)s?:?", re.I)
 _BELOW = re.compile(
     r"((grand|sub|column)[ -]?)?(total|sum|summe|mean|average|gesamt|insgesamt|sources?|quelle|notes?|remarks?"
     r"|generated|exported|copyright|end of|count)\w*\b|\*|©",
@@ -28,15 +29,19 @@ def last_lines(text: bytes, separator: str, width: int) -> tuple[int, str]:
         width: number of fields of a row.
 
     Returns:
-        The offset of the first such line, and a note, which is "" if there is none.
+        The offset of the first such line, or the end of the text, and a note, which may be "".
     """
     cut = 0 if len(text) <= _TAIL else text.find(b"\n", len(text) - _TAIL) + 1
     records = _records(text[cut:], separator)
     first = len(records)
     while first > (0 if cut else 2) and _is_below(records, first - 1, width):
         first -= 1
-    if first == len(records) or width < 2:
+    if width < 2 or not records:
         return len(text), ""
+    if first == len(records):
+        name = records[-1][2][0].strip()
+        is_total = _TOTAL.fullmatch(name) is not None
+        return len(text), f"the last row begins with {name!r} and is kept as a row" if is_total else ""
     below = [fields for _, _, fields in records[first:]]
     texts = [" ".join(filter(None, map(str.strip, fields))) for fields in below]
     texts = [shown for shown in texts if shown]

@@ -26,6 +26,7 @@ _HEAD = 1000  # rows that show that a point of a column can only be decimal
 _THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(\.[0-9]{3})+")  # also a number with three decimals
 _ZEROS = re.compile(rb"\.000(?![0-9])")
 _NEWLINE, _RETURN, _QUOTE = b"\n"[0], b"\r"[0], b'"'[0]
+_ZERO, _POINT, _BAR = np.frombuffer(b"0.|", np.uint8)
 
 
 def read_plain(text: bytes, separator: str, count: int, has_header: bool = True) -> list[TextColumn] | None:
@@ -131,8 +132,13 @@ class _Cells:
         return [columns[i] for i in range(self.count)]
 
     def _number_column(self, column: int, numbers: np.ndarray) -> TextColumn:
-        exact = partial(self._texts, column, keeps_markers=True)
-        return TextColumn(partial(self._texts, column), self.rows, numbers, load_exact=exact)
+        return TextColumn(
+            partial(self._texts, column),
+            self.rows,
+            numbers,
+            load_exact=partial(self._texts, column, keeps_markers=True),
+            may_be_padded=lambda: self._has_padding,
+        )
 
     def _text_column(self, column: int, cells: Any) -> TextColumn:
         texts = TextColumn.of(cells)
@@ -164,6 +170,20 @@ class _Cells:
     def _has_zeros(self) -> bool:
         """True if a cell may be a whole number of thousands, such as 8.000."""
         return _ZEROS.search(self.text, self.start) is not None
+
+    @cached_property
+    def _has_padding(self) -> bool:
+        """True if a cell may have leading zeros and three digits, such as 00137."""
+        codes = np.frombuffer(self.text, np.uint8)
+        for begin in range(0, len(codes) - 3, _BLOCK):
+            before, first, second, third = (codes[begin + i : begin + _BLOCK + i] for i in range(4))
+            size = len(third)
+            before, first = before[:size], first[:size]
+            begins = ((before < _ZERO) & (before != _POINT)) | (before == _BAR)  # no digit or letter is before the cell
+            starts = np.flatnonzero((first == _ZERO) & begins)
+            if ((second[starts] - _ZERO < 10) & (third[starts] - _ZERO < 10)).any():
+                return True
+        return False
 
     def _frame(
         self,

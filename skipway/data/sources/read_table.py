@@ -18,7 +18,7 @@ from skipway.data.sources.json_table import read_json, read_json_lines
 from skipway.data.sources.missing_file import missing_file
 from skipway.data.sources.parquet_files import open_parquet, read_arrow
 from skipway.data.sources.table import Table
-from skipway.data.sources.table_content import SCANNED, table_stem, table_suffix
+from skipway.data.sources.table_content import SCANNED, WORKBOOK_SUFFIXES, table_stem, table_suffix
 from skipway.data.sources.text_column import Cells, TextColumn, value_text
 from skipway.data.sources.workbook import read_workbook
 from skipway.data.table_layout import DETECTED, TableLayout
@@ -105,7 +105,7 @@ def read_table(path: Path, layout: TableLayout = DETECTED) -> Table:
     if not path.exists():
         raise missing_file(path)
     suffix = table_suffix(path)
-    if suffix == ".xlsx":
+    if suffix in WORKBOOK_SUFFIXES:
         return _text_table(path, read_workbook(path, layout))
     if suffix in (".parquet", ".feather", ".arrow", ".json", ".jsonl", ".ndjson"):
         layout.refuse_unused(path, f"a {suffix} file")

@@ -13,13 +13,23 @@ from typing import IO, Any
 from skipway.data.sources.missing_file import missing_file
 from skipway.errors import InputError, MissingExtra, printable, reason_of
 
-__all__ = ["SCANNED", "TEXT_SUFFIXES", "decode_text", "read_content", "table_stem", "table_suffix"]
+__all__ = [
+    "SCANNED",
+    "SPACED_SUFFIXES",
+    "WORKBOOK_SUFFIXES",
+    "decode_text",
+    "read_content",
+    "refuse_size",
+    "table_stem",
+    "table_suffix",
+]
 
-_DELIMITED = (".csv", ".tsv", ".tab", ".txt")
-TEXT_SUFFIXES = frozenset((*_DELIMITED, ".json", ".jsonl", ".ndjson"))  # these may be compressed
-_SUFFIXES = TEXT_SUFFIXES | {".parquet", ".feather", ".arrow", ".xlsx"}
+SPACED_SUFFIXES = frozenset((".txt", ".dat", ".data"))  # of text whose fields may be separated by spaces
+_TEXT_SUFFIXES = SPACED_SUFFIXES | {".csv", ".tsv", ".tab", ".json", ".jsonl", ".ndjson"}  # these may be compressed
+WORKBOOK_SUFFIXES = frozenset((".xlsx", ".xlsm"))
+_SUFFIXES = _TEXT_SUFFIXES | WORKBOOK_SUFFIXES | {".parquet", ".feather", ".arrow"}
 # In folders of images, text and JSON files are rarely tables, and files of pyarrow are often parts of other datasets.
-SCANNED = _SUFFIXES - {".txt", ".json", ".feather", ".arrow"}
+SCANNED = _SUFFIXES - SPACED_SUFFIXES - {".json", ".feather", ".arrow"}
 _MAX_BYTES = 2 << 30  # tables are read into memory and need up to 10 times their file size
 _BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _OTHER_FORMATS = {
@@ -46,7 +56,7 @@ def table_suffix(path: str | Path) -> str:
     inner = os.path.splitext(stem)[1]
     if suffix == ".zip" and os.path.isfile(path):
         inner = os.path.splitext(_only_member(Path(path)).lower())[1]
-    return inner if inner in TEXT_SUFFIXES else ""
+    return inner if inner in _TEXT_SUFFIXES else ""
 
 
 def table_stem(name: str) -> str:
@@ -73,7 +83,7 @@ def read_content(path: Path) -> bytes:
             raise missing_file(path)
         if not path.is_file():
             raise InputError(f"cannot read {where}: expected a regular file. Pass a .csv, .tsv or .parquet file.")
-        _refuse_size(path.stat().st_size, where)
+        refuse_size(path.stat().st_size, where)
         if opener is open:
             return path.read_bytes()
         with opener(path, "rb") as file:
@@ -83,7 +93,7 @@ def read_content(path: Path) -> bytes:
     except OSError as error:
         reason = error.strerror or reason_of(error)
         raise InputError(f"cannot read {where}: {reason}. Check the path and the permissions.") from None
-    _refuse_size(len(data), where)
+    refuse_size(len(data), where)
     return bytes(data)
 
 
@@ -134,7 +144,8 @@ def decode_text(data: bytes, where: str) -> tuple[bytes, list[str]]:
             return data.decode("latin-1").encode("utf-8"), [note]
 
 
-def _refuse_size(size: int, where: str) -> None:
+def refuse_size(size: int, where: str) -> None:
+    """Raise InputError if a file has more bytes than are read into memory."""
     if size > _MAX_BYTES:
         raise InputError(
             f"cannot read {where}: expected at most {_MAX_BYTES:,} bytes, got {size:,}. Split it, or save it as "

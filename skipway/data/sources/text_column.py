@@ -33,6 +33,7 @@ class TextColumn:
         load_exact: function that returns the same as `load` without None for texts that mean a missing value; None if
             `load` does.
         present: texts in lowercase that are values of this column, although they mean a missing value in others.
+        may_be_padded: function that returns False if no text has leading zeros, such as 00137; None if that is unknown.
     """
 
     dtype = np.dtype(object)
@@ -46,6 +47,7 @@ class TextColumn:
         is_category: bool = False,
         load_exact: Callable[[], tuple[np.ndarray, list[str]]] | None = None,
         present: frozenset[str] = frozenset(),
+        may_be_padded: Callable[[], bool] | None = None,
     ):
         self._load_exact, self._values = load_exact, present
         self._load: Callable[[], tuple[np.ndarray, list[str]]] | None = load
@@ -53,6 +55,7 @@ class TextColumn:
         self._present: tuple[np.ndarray, list[str]] | None = None
         self._count, self.numbers, self.separator, self.is_category = count, numbers, separator, is_category
         self._parsed: dict[Any, Any] = {}
+        self._may_be_padded = may_be_padded
 
     @classmethod
     def of(cls, cells: Any) -> "TextColumn":
@@ -89,7 +92,8 @@ class TextColumn:
         """Return the (N,) codes, with -1 for None, and the distinct texts in the order of their first cells."""
         if self._cells is None:
             assert self._load is not None
-            self._cells, self._load = self._load(), None  # without `_load`, the data of the file can be freed
+            self._cells, self._load = self._load(), None  # without these functions, the data of the file can be freed
+            self._may_be_padded = None
         return self._cells
 
     def factorize_present(self) -> tuple[np.ndarray, list[str]]:
@@ -123,6 +127,10 @@ class TextColumn:
         """
         load = self._load_exact or self.factorize
         return TextColumn(load, self._count, None, self.separator, self.is_category, present=present)
+
+    def may_be_padded(self) -> bool:
+        """Return False if no text has leading zeros and three digits; True if that is unknown."""
+        return self._may_be_padded is None or self._may_be_padded()
 
     def missing(self) -> np.ndarray:
         """Return (N,) booleans: True for missing values."""

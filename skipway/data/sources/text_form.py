@@ -26,7 +26,7 @@ _MOST_LINES = 50  # records above the header
 _YEARS = range(1900, 2101)
 _MOSTLY = 0.9  # share of numbers in a column of numbers
 _NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
-_EXCEL = re.compile(rb"\"?sep=([^\s\w\"])\"?[ \t,;]*(?:\r\n|\n|\r)", re.I)
+_EXCEL = re.compile(rb"\"?sep=([^\w\"\r\n])\"?[ \t,;]*(?:\r\n|\n|\r)", re.I)
 _END_OF_LINE = re.compile(rb"\r\n|\n|\r")
 
 
@@ -109,10 +109,10 @@ def find_form(text: bytes, usual: str, layout: TableLayout, where: str, *, has_s
                 "number."
             )
     fit = _best_fit(text, [fixed] if fixed else list(SEPARATOR_NAMES), usual, layout)
-    if has_spaces and not fixed and (fit is None or fit.even <= _EVEN or fit.width < 2):
+    if has_spaces and not fixed and (fit is None or fit.even <= _EVEN or fit.width < 2 or _are_aligned(fit)):
         spaced = _tabs_for_spaces(text)
         in_columns = _best_fit(spaced, ["\t"], "\t", layout)
-        if in_columns and in_columns.even > _EVEN and in_columns.width > 1:
+        if in_columns and in_columns.even > _EVEN and in_columns.width > max(1, fit.width if fit else 1):
             text, fit = spaced, in_columns
             notes.append("separator: runs of spaces")
     if fit is None or not fit.records:
@@ -292,6 +292,12 @@ def _line_start(text: bytes, line: int) -> int:
         if count == line:
             return end.end()
     return len(text)
+
+
+def _are_aligned(fit: _Fit) -> bool:
+    """Return True if most records have a field with a run of spaces, which aligns columns."""
+    aligned = sum(any("  " in text.strip() for text in record.fields) for record in fit.records)
+    return aligned > _EVEN * len(fit.records)
 
 
 def _tabs_for_spaces(text: bytes) -> bytes:

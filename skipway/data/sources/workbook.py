@@ -3,12 +3,14 @@
 import csv
 import io
 import warnings
+import zipfile
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
 from skipway.data.sources.csv_parser import TextTable, parse_text
 from skipway.data.sources.missing_file import missing_file
+from skipway.data.sources.table_content import refuse_size
 from skipway.data.sources.text_column import value_text
 from skipway.data.table_layout import DETECTED, TableLayout
 from skipway.errors import InputError, MissingExtra, printable, reason_of
@@ -18,7 +20,7 @@ __all__ = ["read_workbook"]
 
 
 def read_workbook(path: Path, layout: TableLayout = DETECTED) -> TextTable:
-    """Read the first worksheet with data of a .xlsx file; lines are the rows of the worksheet.
+    """Read the first worksheet with data of a .xlsx or .xlsm file; lines are the rows of the worksheet.
 
     Args:
         path: the file.
@@ -52,12 +54,14 @@ def _read_sheets(path: Path, where: str) -> dict[str, list[tuple[Any, ...]]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of styles and validations that are not supported
+            with zipfile.ZipFile(path) as archive:
+                refuse_size(sum(member.file_size for member in archive.infolist()), where)
             book = openpyxl.load_workbook(path, read_only=True, data_only=True)
             try:
                 return {sheet.title: _rows_of(sheet) for sheet in book.worksheets}
             finally:
                 book.close()
-    except MemoryError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # damaged files raise errors of many kinds
         raise InputError(

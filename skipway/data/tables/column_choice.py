@@ -156,7 +156,7 @@ def _infer(name: str, train: Table, choice: ColumnChoice, *, keep_counter: bool)
         return
     choice.kinds[name] = kind
     choice.styles[name] = infer_cell_style(kind, train.columns[name], train)
-    if kind == "category" or ROW_COUNTER in remark:
-        choice.reasons[name] = remark.partition(" (--")[0]
+    if kind in ("category", "date") or ROW_COUNTER in remark:
+        choice.reasons[name] = remark.partition(" (--")[0].partition(". If")[0]
     if remark:
         choice.warnings.append(f"column {printable(name)!r}: {remark}")

@@ -15,7 +15,7 @@ __all__ = ["count_rows", "describe_rare", "warn_of_copies", "warn_of_leaks", "wa
 
 _MAX_LEAK_VALUES = 50  # a column with more distinct values may determine the class without leakage
 _SAMPLED = 1000  # rows of a column of numbers that show that it has many values
-_MAX_RARE = 0.3  # share of rows with rare categories above which a column says little
+_MAX_RARE = 0.3  # share of rows with rare categories above which a column is of little use
 _IDENTIFIERS = ("id", "uuid", "guid", "index", "key", "rowid")
 
 

@@ -140,7 +140,7 @@ def infer_date_format(cells: TextColumn) -> tuple[DateFormat | None, str]:
         words = "day" if best == "dmy" else "month"
         remarks.append(
             f"dates such as {texts[0]} do not show whether the day or the month is first: read as {words} first, "
-            f"because {reason}. If this is wrong, write them as 2024-12-31"
+            f"because {reason}. If this is wrong, set their format in a file for --columns"
         )
     if len(parsed[best].offsets) > 1:
         remarks.append("different offsets from UTC: converted to UTC")

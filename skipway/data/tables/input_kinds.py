@@ -29,7 +29,7 @@ __all__ = ["LONG_TEXT", "infer_input_kind", "targets_follow_order"]
 
 LONG_TEXT = "long text"
 _MIN_WORDS, _MIN_CHARACTERS, _MIN_DISTINCT = 4, 25, 0.5  # of long text, on average; the last as a share of the cells
-_ROWS_A_CODE = 5  # fewest rows per code on average; codes that repeat less say little as categories
+_ROWS_A_CODE = 5  # fewest rows per code on average; codes that repeat less are poor categories
 _CODE_WORDS = frozenset("id code zip zipcode postcode postalcode plz fips sku key".split())
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _PADDED = re.compile(r"0[0-9]{2,}")  # two digits, as in 01, are months and hours
@@ -100,7 +100,9 @@ def _kind_of_categories(raw: TextColumn) -> tuple[ColumnKind | Literal[""], str]
 def _kind_of_codes(name: str, raw: Cells) -> tuple[ColumnKind, str] | None:
     """Return the kind of a column of numbers that are codes, and a remark; None for other numbers."""
     numbers = raw.numbers if isinstance(raw, TextColumn) else raw
-    if numbers is not None and not _are_few_whole(numbers):
+    is_named = _is_named_as_code(name)
+    is_padded = isinstance(raw, TextColumn) and raw.may_be_padded()
+    if not (is_named or is_padded) or (numbers is not None and not _are_few_whole(numbers)):
         return None
     codes, texts = factorize_texts(raw)
     counts = np.bincount(codes[codes >= 0], minlength=len(texts))
@@ -109,7 +111,7 @@ def _kind_of_codes(name: str, raw: Cells) -> tuple[ColumnKind, str] | None:
     if counts[is_whole].sum() < _MOSTLY * counts.sum() or len(digits) <= 2:
         return None
     padded = next((text for text in digits if _PADDED.fullmatch(text)), None)
-    if padded is None and not _is_named_as_code(name) or all(map(_CLOCK.fullmatch, digits)):
+    if (padded is None and not is_named) or all(map(_CLOCK.fullmatch, digits)):
         return None
     zeros = f"whole numbers with leading zeros such as {padded!r}"
     if len(texts) <= MAX_CATEGORIES and counts.sum() >= _ROWS_A_CODE * len(texts):
@@ -120,11 +122,13 @@ def _kind_of_codes(name: str, raw: Cells) -> tuple[ColumnKind, str] | None:
 
 def _are_few_whole(numbers: np.ndarray) -> bool:
     """Return True if (N,) numbers are whole and not negative, and if some of them repeat."""
+    import pandas as pd
+
     for some in (numbers[:_SAMPLED], numbers):
         present = some[~np.isnan(some)]
         if len(present) and ((present < 0) | (present != np.floor(present))).any():
             return False
-    return len(np.unique(present)) < len(present)
+    return len(pd.unique(present)) < len(present)
 
 
 def _is_named_as_code(name: str) -> bool:

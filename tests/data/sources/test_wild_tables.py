@@ -37,6 +37,7 @@ def text(separator=",", decimal="."):
 
 
 HEAD, *BODY = lines()
+ALIGNED = [line.replace(",", "   ", 2).replace(",", "\t") for line in lines()]
 QUOTED = ",".join(f'"{name}"' for name in NAMES)
 ABOVE = "2 lines above the header left out, such as 'House prices of 2024'; set --skip-rows to change this"
 NAMED = [
@@ -58,6 +59,8 @@ SAME_TABLE = {
     "total.csv": (text() + "\nTotal,,9000.5,\nSource: Office\n", 2, ["2 lines below the table left out, such as "]),
     "empty.csv": (text() + "Sum,10,,\n" + ",,,\n" * 30, 2, ["31 lines below the table left out, such as 'Sum 10'"]),
     "tabs.txt": (text("\t"), 2, ["separator: tab"]),
+    "tab.csv": ("sep=\t\n" + text("\t"), 3, ["separator: tab"]),
+    "aligned.txt": ("\n".join(ALIGNED), 2, ["separator: runs of spaces"]),
     "spaces.txt": ("\n".join("  ".join(f"{c:>7}" for c in row.split(",")) for row in lines()), 2, ["separator: runs"]),
     "lines.csv": ("\n\n" + text().replace("\n", "\n\n"), 5, []),
 }
@@ -180,6 +183,9 @@ def test_the_last_row_of_a_table_is_kept(tmp_path):
     (tmp_path / "t.csv").write_text(text() + "Total,5,1000.5,Bonn\nGas and oil,,,\n")
     table = read_table(tmp_path / "t.csv")
     assert table.columns["name"][8] == "Total" and len(table) == 9 and "'Gas and oil'" in table.notes[0]
+    (tmp_path / "t.csv").write_text(text() + "Total,5,1000.5,Bonn\n")
+    table = read_table(tmp_path / "t.csv")
+    assert len(table) == 9 and table.notes == ["the last row begins with 'Total' and is kept as a row"]
 
 
 def test_the_lines_of_a_table_can_be_set(tmp_path):
@@ -317,6 +323,10 @@ def test_workbooks(tmp_path, monkeypatch):
     (tmp_path / "fake.xlsx").write_text("a,b\n")
     with pytest.raises(InputError, match="fake.xlsx: expected an Excel workbook, got File is not a zip file. Save"):
         read_table(tmp_path / "fake.xlsx")
+    with monkeypatch.context() as patch:
+        patch.setattr("skipway.data.sources.table_content._MAX_BYTES", 1000)
+        with pytest.raises(InputError, match="t.xlsx: expected at most 1,000 bytes, got .*Split it"):
+            read_table(tmp_path / "t.xlsx")
     with pytest.raises(InputError, match="cannot find .*none.xlsx: expected an existing file"):
         read_table(tmp_path / "none.xlsx")
     monkeypatch.setitem(sys.modules, "openpyxl", None)

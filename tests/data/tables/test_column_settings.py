@@ -70,8 +70,8 @@ def test_kinds_that_cannot_be_read_name_the_column_the_share_and_a_cell(path):
     assert "got 16.7% others, such as 'some' (t.csv:2)" in said
     said = refused(path, categorical="empty")
     assert "cannot read the column 'empty' as set by --categorical: expected values, got only missing ones" in said
-    lists = path.with_name("t.jsonl")
-    frame.assign(tags=[["a", "b"]] * len(frame)).to_json(lists, orient="records", lines=True)
+    lists = path.with_name("t.parquet")
+    frame.assign(tags=[["a", "b"]] * len(frame)).to_parquet(lists)
     said = refused(lists, categorical="tags")
     assert "cannot read the column 'tags' as set by --categorical: expected single values, got lists" in said
 
@@ -156,7 +156,7 @@ def test_one_line_of_the_file_changes_one_column_and_options_come_first(path):
         ("missing: [3]", "the file: expected the keys columns and missing, .* got no columns"),
         (
             "- zip",
-            "cannot read the file of columns .*: expected the key columns with a line for each column, got a list",
+            "expected the key columns with a line for each column, got a list. Write lines such as",
         ),
         ("schema: 7\ncolumns: {}", "columns.yaml: expected schema 1, got 7"),
         ("columns: {zip: number", "cannot read the file of columns .*: expected plain YAML, got"),

@@ -155,3 +155,16 @@ def test_long_text_is_no_input():
     assert kind_of(remarks) == text and kind_of(remarks * 2)[0] == "" and kind_of(remarks * 3)[0] == "category"
     assert kind_of([f"Mr. Name {i}" for i in range(30)]) == ("", "identifier: all values differ")
     assert kind_of(remarks[:15])[0] == "category", "in few rows, all values may differ"
+
+
+def test_a_file_without_leading_zeros_is_not_read_again_for_codes(tmp_path):
+    frame = pd.DataFrame(
+        {"n": np.arange(40) % 4 * 100, "x": np.arange(40) / 7, "zip": ["00137", "10115", "50667", "80331"] * 10}
+    )
+    frame.drop(columns="zip").to_csv(tmp_path / "plain.csv", index=False)
+    frame.to_csv(tmp_path / "padded.csv", index=False)
+    plain = read_table(tmp_path / "plain.csv").columns["n"]
+    assert not plain.may_be_padded() and plain._load is not None
+    table = read_table(tmp_path / "padded.csv")
+    kinds = [infer_input_kind(name, table)[0] for name in frame]
+    assert table.columns["n"].may_be_padded() and kinds == ["number", "number", "category"]

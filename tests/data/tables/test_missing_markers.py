@@ -45,4 +45,4 @@ def test_a_spec_stores_markers_and_uses_them():
     assert encoded.x[:, 1].tolist() == [1, 1, 0] and encoded.missing["n"] == 2
     assert "missing" not in TableSpec(spec.columns, ("y",), task="regression").as_dict()
     with pytest.raises(InputError, match="expected missing markers as strings"):
-        TableSpec(spec.columns, ("y",), missing=(3,))
+        TableSpec(spec.columns, ("y",), task="regression", missing=(3,))
