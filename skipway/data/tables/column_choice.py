@@ -15,7 +15,7 @@ from skipway.data.tables.columns import (
     missing_mask,
     read_numbers,
 )
-from skipway.data.tables.date_formats import best_date_format
+from skipway.data.tables.date_formats import best_date_format, example_of
 from skipway.data.tables.input_kinds import LONG_TEXT, infer_input_kind
 from skipway.data.tables.number_inference import MAX_ODD
 from skipway.data.tables.table_source import TableSource
@@ -24,7 +24,7 @@ from skipway.errors import InputError, printable
 
 __all__ = ["ColumnChoice", "choose_columns", "set_style"]
 
-_NOUNS = {"number": "numbers", "date": "dates", "boolean": "true or false"}
+_NOUNS = {"number": "numbers", "date": f"dates such as {example_of('ymd')}", "boolean": "true or false"}
 
 
 @dataclass(frozen=True)
