@@ -7,7 +7,7 @@ Sources: robust scale and smooth clip, Holzmueller et al. 2024, arXiv:2407.04491
 
 import re
 from collections import ChainMap, Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
@@ -41,7 +41,6 @@ __all__ = [
     "as_texts",
     "column_to_dict",
     "columns_from_dicts",
-    "describe_problems",
     "factorize_texts",
     "fit_column",
     "infer_cell_style",
@@ -346,21 +345,6 @@ def _describe_cell(text: str, kind: ColumnKind, date_format: str) -> str:
     """Describe an invalid cell in a column of booleans or dates."""
     noun = f"a date such as {example_of(date_format)}" if kind == "date" else "true or false"
     return f"expected {noun}, got {printable(text)[:60]!r}"
-
-
-def describe_problems(problems: Iterable[Problem], row_name: Callable[[int], str]) -> str:
-    """Return an error message about the first invalid cell.
-
-    Args:
-        problems: at least 1 invalid cell.
-        row_name: function that returns the name of a row.
-    """
-    first, *rest = sorted(problems, key=lambda p: (p.row, p.column))
-    others = f" (and {len(rest):,} more such cells)" if rest else ""
-    return (
-        f"cannot use {row_name(first.row)}, column {printable(first.column)!r}: {first.why}{others}. Correct the cell, "
-        "or leave it empty if the value is missing."
-    )
 
 
 def columns_from_dicts(values: Iterable[Any]) -> "tuple[Column, ...]":

@@ -3,6 +3,7 @@
 Shapes: N rows.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from skipway.data.tables.number_style import NumberStyle
 from skipway.data.tables.odd_cells import OddCells, Oddity
 from skipway.errors import printable
 
-__all__ = ["NumberCells", "Problem", "infer_column_style", "inspect_column", "read_number_cells"]
+__all__ = ["NumberCells", "Problem", "describe_problems", "infer_column_style", "inspect_column", "read_number_cells"]
 
 _SAMPLED = 500  # distinct texts of another column that show its decimal mark
 
@@ -33,6 +34,21 @@ class Problem:
     def describe(self) -> str:
         """Return the column and the reason."""
         return f"column {printable(self.column)!r}: {self.why}"
+
+
+def describe_problems(problems: Iterable[Problem], row_name: Callable[[int], str]) -> str:
+    """Return an error message about the first invalid cell.
+
+    Args:
+        problems: at least 1 invalid cell.
+        row_name: function that returns the name of a row.
+    """
+    first, *rest = sorted(problems, key=lambda p: (p.row, p.column))
+    others = f" (and {len(rest):,} more such cells)" if rest else ""
+    return (
+        f"cannot use {row_name(first.row)}, column {printable(first.column)!r}: {first.why}{others}. Correct the cell, "
+        "or leave it empty if the value is missing."
+    )
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from skipway.data.tables.columns import (
     Problem,
     column_to_dict,
     columns_from_dicts,
-    describe_problems,
 )
 from skipway.data.tables.find_odd_cells import cell_texts, odd_categories, odd_numbers
 from skipway.data.tables.missing_markers import mark_missing
+from skipway.data.tables.number_columns import describe_problems
 from skipway.data.tables.number_inference import MAX_ODD
 from skipway.data.tables.number_style import NumberStyle, style_from_dict, style_to_dict
 from skipway.data.tables.odd_cells import OddCells, Oddity, join_remarks

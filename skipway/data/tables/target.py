@@ -23,13 +23,12 @@ from skipway.data.tables.columns import (
     ColumnKind,
     Problem,
     as_texts,
-    describe_problems,
     factorize_texts,
     infer_kind,
     missing_mask,
     read_numbers,
 )
-from skipway.data.tables.number_columns import infer_column_style, read_number_cells
+from skipway.data.tables.number_columns import describe_problems, infer_column_style, read_number_cells
 from skipway.data.tables.number_style import NumberStyle
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, printable
