@@ -43,6 +43,7 @@ LINKS = (
     "per_target.csv",
     "confusion_matrix.csv",
     "predictions.csv",
+    "submission.csv",
     "splits.csv",
     "skipped.csv",
     "config.yaml",
