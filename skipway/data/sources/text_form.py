@@ -164,7 +164,7 @@ def _fit(text: bytes, separator: str, layout: TableLayout) -> _Fit:
     records = _first_records(text, separator)
     if not records:
         return _Fit(separator, records, 0, 0, 0.0)
-    start = _start_of_table(records) if layout.skip_rows is None else 0
+    start = _start_of_table(records, layout) if layout.skip_rows is None else 0
     body = records[start:]
     width = len(body[0].fields)
     rows = Counter(len(record.fields) for record in body[1:])
@@ -177,8 +177,8 @@ def _fit(text: bytes, separator: str, layout: TableLayout) -> _Fit:
     return _Fit(separator, records, start, width, (rows[width] + 1) / len(body))
 
 
-def _start_of_table(records: list[_Record]) -> int:
-    """Return the index of the header: that of the first record, or of one that follows titles and notes."""
+def _start_of_table(records: list[_Record], layout: TableLayout) -> int:
+    """Return the index of the header, or of the first row: 0, or that of a record below titles and notes."""
     widths = Counter(len(record.fields) for record in records)
     width = max(widths, key=lambda count: (widths[count], count))
     if width < 2:
@@ -191,7 +191,8 @@ def _start_of_table(records: list[_Record]) -> int:
         return 0
     if start == 1 and _may_be_short_header(records, width):
         return 0
-    if any(len(record.filled) == width for record in records[:start]) and not _are_names(body[0]):
+    is_like_table = any(len(record.fields) == width for record in records[:start])
+    if is_like_table and (layout.header is False or not _are_names(body[0])):
         return 0
     return start if all(_is_title(record, width) for record in records[:start]) else 0
 

@@ -206,6 +206,15 @@ def test_the_lines_of_a_table_can_be_set(tmp_path):
         read_table(tmp_path / "u.csv", TableLayout(skip_rows=99))
 
 
+@pytest.mark.parametrize("first", ["5,,,", "5,,,7"])
+def test_a_first_line_with_empty_fields_is_part_of_the_table(tmp_path, first):
+    rows = "".join(f"{i},{i % 3},{i % 2},{2 * i}\n" for i in range(9))
+    (tmp_path / "t.csv").write_text(f"{first}\n{rows}")
+    assert len(read_table(tmp_path / "t.csv", TableLayout(header=False))) == 10
+    (tmp_path / "u.csv").write_text(f"id,,,\n{rows}")
+    assert list(read_table(tmp_path / "u.csv").columns) == ["id", "column 2", "column 3", "column 4"]
+
+
 def test_options_that_have_no_effect_are_refused(tmp_path):
     (tmp_path / "t.json").write_text(json.dumps([{"a": 1, "b": 2}]))
     words = "cannot use {} with .*: expected a text table or a workbook, got {}. Drop {}"
