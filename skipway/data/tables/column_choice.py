@@ -106,8 +106,12 @@ def set_style(name: str, setting: ColumnSetting, table: Table) -> CellStyle | No
             f"lists. Remove it from {setting.origin}."
         )
     missing = missing_mask(raw)
-    if kind == "category" or missing.all():
-        _refuse_empty(name, setting, is_empty=bool(missing.all()))
+    if missing.all():
+        raise InputError(
+            f"cannot read the column {printable(name)!r} as set by {setting.origin}: expected values, got only missing "
+            f"ones. Remove it from {setting.origin}."
+        )
+    if kind == "category":
         return None
     style = setting.style
     if style is None:
@@ -123,14 +127,6 @@ def set_style(name: str, setting: ColumnSetting, table: Table) -> CellStyle | No
             f"({table.row_name(row)}). Choose another kind, or use --missing for texts that mean a missing value."
         )
     return style
-
-
-def _refuse_empty(name: str, setting: ColumnSetting, *, is_empty: bool) -> None:
-    if is_empty:
-        raise InputError(
-            f"cannot read the column {printable(name)!r} as set by {setting.origin}: expected values, got only missing "
-            f"ones. Remove it from {setting.origin}."
-        )
 
 
 def _left_out_by_options(source: TableSource) -> dict[str, str]:

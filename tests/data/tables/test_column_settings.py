@@ -208,6 +208,6 @@ def test_check_lists_every_column_with_its_reason(path):
 
 
 def test_lists_of_names_are_options_in_python(path):
-    report = check(path, target=["price"], numeric=["zip"], ignore=["city", "fee"], missing=[-999])
+    report = check(path, target=["price"], numeric=["zip"], ignore=["city", "fee"], missing=[-999], date=[])
     assert report.as_dict()["column_details"]["zip"]["kind"] == "number"
     assert check(path, target="price", missing=-999).as_dict()["column_details"]["area"]["missing"] == 0.1
