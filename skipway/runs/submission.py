@@ -70,12 +70,16 @@ def write_submission(folder: Path, rows: RowsToPredict) -> list[str]:
     Returns:
         The console lines: where the file is, and warnings; or the reason why there is none.
     """
+    try:
+        return _write(folder, rows)
+    except InputError as error:  # the run itself has ended well
+        return [f"warning: no {SUBMISSION}: {printable(error)}"]
+
+
+def _write(folder: Path, rows: RowsToPredict) -> list[str]:
     network = load(folder / "weights" / "best.safetensors")
     spec, table = network.require_table_spec(), rows.table
-    try:
-        encoded = spec.encode(table)
-    except InputError as error:
-        return [f"warning: no {SUBMISSION}: {printable(error)}"]
+    encoded = spec.encode(table)
     values = row_outputs(network, spec, encoded.x)
     if bad := int((~np.isfinite(values)).any(axis=1).sum()):
         return [f"warning: no {SUBMISSION}: the outputs of the model are not finite for {count_of(bad, 'row')}"]

@@ -163,6 +163,17 @@ def test_features_that_the_test_table_lacks_leave_no_submission(tmp_path):
     assert "warning: no submission.csv: cannot encode" in words and not (run.path / "submission.csv").exists()
 
 
+def test_ids_that_cannot_be_read_leave_no_submission(tmp_path):
+    train_rows, test_rows = frames()
+    (tmp_path / "k").mkdir()
+    train_rows.to_parquet(tmp_path / "k" / "train.parquet")
+    test_rows.assign(id=[{"a": 1}] * TESTED).to_parquet(tmp_path / "k" / "test.parquet")
+    words = Words()
+    train(str(tmp_path / "k"), target="y", id="id", output=tmp_path / "runs", epochs=1, console=words)
+    assert open_table_source(str(tmp_path / "k"), ColumnRoles(target=("y",))).to_predict.ids == ()
+    assert "warning: no submission.csv: cannot use" in words and "expected strings or numbers, got a dict" in words
+
+
 def test_outputs_that_are_not_finite_leave_no_submission(tmp_path, monkeypatch):
     train_rows, test_rows = frames()
     words = Words()

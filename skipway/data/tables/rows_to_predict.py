@@ -15,7 +15,7 @@ from skipway.data.column_roles import ColumnRoles
 from skipway.data.sources.table import Table, join_quoted
 from skipway.data.tables.columns import as_texts, missing_mask
 from skipway.data.tables.input_kinds import infer_input_kind
-from skipway.errors import printable
+from skipway.errors import InputError, printable
 from skipway.utils.format_text import count_of
 
 __all__ = ["RowsToPredict", "find_targets", "lacks_target", "separate_rows"]
@@ -139,5 +139,8 @@ def _distinct(table: Table, name: str) -> Sequence[str]:
     numbers = raw if isinstance(raw, np.ndarray) else raw.numbers
     if numbers is not None and not (numbers == np.floor(numbers)).all():
         return ()
-    codes, texts = as_texts(raw).factorize()
+    try:
+        codes, texts = as_texts(raw).factorize()
+    except InputError:  # objects or dictionaries, which can be ignored
+        return ()
     return texts if len(texts) == len(table) and (codes >= 0).all() else ()
