@@ -378,6 +378,8 @@ def test_arguments_set_the_kinds_of_columns_by_name_or_position():
         fitted(SkipRegressor(**QUICK, numeric=["store"], date="day"), frame.astype({"store": str}), y)["store"]
         == "number"
     )
+    kinds = fitted(SkipRegressor(**QUICK, categorical="store,size", missing="-1,size=3"), frame, y)
+    assert kinds["store"] == kinds["size"] == "category"
     model = SkipClassifier(**QUICK, categorical=["store"], numeric=("size",), date=["day"], missing=["-1"])
     again = clone(model)
     assert again.get_params() == model.get_params() and again.categorical == ["store"]
@@ -391,6 +393,7 @@ def test_arguments_on_columns_that_cannot_be_used_are_errors():
         ({"categorical": [7]}, "cannot find the column '7'"),
         ({"categorical": ["day"], "date": ["day"]}, "cannot use the column 'day' as --date: .* that is --categorical"),
         ({"numeric": ["day"]}, "the column 'day' as set by --numeric: expected numbers .* got 100.0% others"),
+        ({"columns": {"day": "date"}}, "expected columns to be the path of a YAML file, got {'day': 'date'}. Pass"),
         ({"columns": "none.yaml"}, "cannot read the file of columns none.yaml: No such file"),
     ):
         with pytest.raises(InputError, match=message):

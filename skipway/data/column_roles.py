@@ -143,6 +143,8 @@ NO_ROLES = ColumnRoles()
 def names_as_text(names: Any, option: str) -> Any:
     """Return a list of column names or values as one text, which `ColumnRoles.of` splits; other values unchanged.
 
+    An empty list is None.
+
     Args:
         names: value of an option of `LISTS`.
         option: its name; a missing marker may also be a single number.
@@ -152,8 +154,10 @@ def names_as_text(names: Any, option: str) -> Any:
     """
     if option == "missing" and isinstance(names, int | float):
         return str(names)
-    if not isinstance(names, list | tuple) or not names:
+    if not isinstance(names, list | tuple):
         return names
+    if not names:
+        return None
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(names)
     return text.getvalue()

@@ -34,7 +34,7 @@ __all__ = ["PREDICTIONS", "environment", "target_columns", "write"]
 PREDICTIONS = 100_000  # rows read for calibration and for the largest errors
 ROWS, PAIRS, SKIPPED, ERRORS = 20, 10, 50, 12  # rows of a table shown before it folds or ends
 CLASSES = 40  # bars of a chart
-COLUMNS = 50  # columns of a table that are listed
+COLUMNS = 300  # columns of a table that are listed
 # Files that the report links to, next to it in the run folder.
 LINKS = (
     "results.csv",
@@ -222,6 +222,7 @@ def _data_facts(reader: Reader, data: dict[str, Any]) -> dict[str, Any]:
         "target": str(data.get("target", "")),
         "columns": _counts(data.get("columns")),
         "column_details": _column_details(mapping(data.get("column_details"))),
+        "more_columns": max(0, len(mapping(data.get("column_details"))) - COLUMNS),
         "weights": mapping(data.get("weights")),
     }
 

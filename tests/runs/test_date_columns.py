@@ -44,8 +44,8 @@ def test_the_column_is_described_wherever_columns_are(run):
     text = numbers(trained.path)["data"]["column_details"]["when"]["style"]
     assert text.startswith("day first; 2024-01-01 0") and text.endswith("weekday, hour")
     assert f"column 'when': {text}, such as '01/01/2024 0" in words
-    assert f"<td>date</td><td>{text}</td>" in (trained.path / "report.html").read_text()
-    assert f"when  date, {TEXT[:18]}" in str(sw.check(data, target="trips"))
+    assert f"<td>date</td><td>dates</td><td>{text}</td>" in (trained.path / "report.html").read_text()
+    assert f"dates; {TEXT[:18]}" in str(sw.check(data, target="trips"))
 
 
 def test_evaluate_and_predict_use_the_format_of_the_run(run, tmp_path):

@@ -15,7 +15,7 @@ from skipway.data.tables.columns import (
     missing_mask,
     read_numbers,
 )
-from skipway.data.tables.date_formats import best_date_format
+from skipway.data.tables.date_formats import best_date_format, example_of
 from skipway.data.tables.input_kinds import LONG_TEXT, infer_input_kind
 from skipway.data.tables.number_inference import MAX_ODD
 from skipway.data.tables.table_source import TableSource
@@ -24,7 +24,7 @@ from skipway.errors import InputError, printable
 
 __all__ = ["ColumnChoice", "choose_columns", "set_style"]
 
-_NOUNS = {"number": "numbers", "date": "dates", "boolean": "true or false"}
+_NOUNS = {"number": "numbers", "date": f"dates such as {example_of('ymd')}", "boolean": "true or false"}
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,12 @@ def set_style(name: str, setting: ColumnSetting, table: Table) -> CellStyle | No
             f"lists. Remove it from {setting.origin}."
         )
     missing = missing_mask(raw)
-    if kind == "category" or missing.all():
-        _refuse_empty(name, setting, is_empty=bool(missing.all()))
+    if missing.all():
+        raise InputError(
+            f"cannot read the column {printable(name)!r} as set by {setting.origin}: expected values, got only missing "
+            f"ones. Remove it from {setting.origin}."
+        )
+    if kind == "category":
         return None
     style = setting.style
     if style is None:
@@ -123,14 +127,6 @@ def set_style(name: str, setting: ColumnSetting, table: Table) -> CellStyle | No
             f"({table.row_name(row)}). Choose another kind, or use --missing for texts that mean a missing value."
         )
     return style
-
-
-def _refuse_empty(name: str, setting: ColumnSetting, *, is_empty: bool) -> None:
-    if is_empty:
-        raise InputError(
-            f"cannot read the column {printable(name)!r} as set by {setting.origin}: expected values, got only missing "
-            f"ones. Remove it from {setting.origin}."
-        )
 
 
 def _left_out_by_options(source: TableSource) -> dict[str, str]:

@@ -240,11 +240,14 @@ def infer_kind(name: str, table: Table) -> tuple[ColumnKind | Literal[""], str]:
         return "date", remark
     if len(texts) == present and present >= _FEW:
         return "", IDENTIFIER
+    if remark:
+        return "category", remark
     if share >= 0.5:
         row = int(np.flatnonzero(codes == np.flatnonzero(is_text)[0])[0])
         return "category", (
             f"{share:.0%} numbers, but also texts such as {printable(texts[codes[row]])[:40]!r} "
             f"({table.row_name(row)}): treated as categories"
+            + ("" if numbers.has_grades else ". See --missing if they mean a missing value")
         )
     return "category", ""
 

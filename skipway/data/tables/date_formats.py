@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from skipway.data.sources.text_column import TextColumn
+from skipway.errors import printable
 
 __all__ = [
     "FORMATS",
@@ -122,8 +123,8 @@ def infer_date_format(cells: TextColumn) -> tuple[DateFormat | None, str]:
         cells: (N,) cells.
 
     Returns:
-        The format, or None if fewer than 90% of the cells fit any, and a remark on an order that stays ambiguous or on
-        different offsets from UTC.
+        The format, or None if fewer than 90% of the cells fit any, and a remark on an order that stays ambiguous, on
+        different offsets from UTC, or on the cells that do not fit if at least half do.
     """
     _, texts = cells.factorize_present()
     if compact := _infer_compact(texts):
@@ -133,7 +134,7 @@ def infer_date_format(cells: TextColumn) -> tuple[DateFormat | None, str]:
     parsed, shares = _shares(cells, possible)
     best = max(shares, key=lambda f: shares[f], default=None)
     if best is None or shares[best] < _MOSTLY:
-        return None, ""
+        return None, _describe_others(parsed[best], texts, shares[best]) if best else ""
     remarks = []
     if shares.get("dmy") == shares.get("mdy") == shares[best] and _differ(parsed["dmy"], parsed["mdy"]):
         best, reason = _order_by_rule(texts, parsed)
@@ -183,6 +184,17 @@ def _infer_compact(texts: Sequence[str]) -> DateFormat | None:
 
 def _count_fitting(texts: Sequence[str], date_format: str) -> int:
     return sum(bool(_REGEXES[date_format].fullmatch(text)) for text in texts)
+
+
+def _describe_others(dates: _Parsed, texts: Sequence[str], share: float) -> str:
+    """Describe the cells that are no dates, if at least half of the cells are."""
+    if share < 0.5:
+        return ""
+    other = printable(texts[int(np.flatnonzero(np.isnan(dates.values))[0])])[:40]
+    return (
+        f"{share:.0%} dates, but also texts such as {other!r}: treated as categories. See --missing if they mean a "
+        "missing value"
+    )
 
 
 def _differ(one: _Parsed, other: _Parsed) -> bool:

@@ -116,7 +116,7 @@ def frame_settings(options: Mapping[str, Any], table: Table) -> ColumnSettings:
     """Return the settings of an estimator's arguments on columns, which are names or positions.
 
     Args:
-        options: the arguments by name, see `COLUMN_OPTIONS`; None is unset.
+        options: the arguments by name, see `COLUMN_OPTIONS`; None is unset. Texts are split at commas.
         table: inputs of the estimator.
 
     Raises:
@@ -124,13 +124,17 @@ def frame_settings(options: Mapping[str, Any], table: Table) -> ColumnSettings:
     """
     values = dict(options)
     for option in KIND_OPTIONS:
-        if values[option] is not None:
-            given = [values[option]] if isinstance(values[option], str) else list(values[option])
-            values[option] = tuple(_name_at(column, table) for column in given)
-    if (missing := values["missing"]) is not None:
-        values["missing"] = tuple(map(str, [missing] if isinstance(missing, str | int | float) else missing))
-    if values["columns"] is not None:
-        values["columns"] = os.fspath(values["columns"])
+        if values[option] is not None and not isinstance(values[option], str):
+            values[option] = tuple(_name_at(column, table) for column in values[option])
+    if (missing := values["missing"]) is not None and not isinstance(missing, str):
+        values["missing"] = tuple(map(str, [missing] if isinstance(missing, int | float) else missing))
+    if (path := values["columns"]) is not None:
+        if not isinstance(path, str | os.PathLike):
+            raise InputError(
+                f"cannot fit: expected columns to be the path of a YAML file, got {printable(repr(path))[:40]}. Pass "
+                "kinds as categorical, numeric and date."
+            )
+        values["columns"] = os.fspath(path)
     roles = ColumnRoles.of(values)
     for column in roles.kind_options():
         table.column(column)

@@ -111,7 +111,7 @@ def _kind_of_codes(name: str, raw: Cells) -> tuple[ColumnKind, str] | None:
     if counts[is_whole].sum() < _MOSTLY * counts.sum() or len(digits) <= 2:
         return None
     padded = next((text for text in digits if _PADDED.fullmatch(text)), None)
-    if (padded is None and not is_named) or all(map(_CLOCK.fullmatch, digits)):
+    if not is_named and (padded is None or all(map(_CLOCK.fullmatch, digits))):
         return None
     zeros = f"whole numbers with leading zeros such as {padded!r}"
     if len(texts) <= MAX_CATEGORIES and counts.sum() >= _ROWS_A_CODE * len(texts):

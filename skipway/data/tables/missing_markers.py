@@ -48,10 +48,12 @@ def mark_missing(table: Table, markers: Sequence[str], names: Iterable[str]) -> 
 
 def _text_for(marker: str, name: str, table: Table) -> str | None:
     """Return the text that a marker has for a column, or None if it is for another column."""
-    column, equals, text = marker.partition("=")
-    if not equals or column.strip() not in table.columns:
+    places = [i for i, character in enumerate(marker) if character == "="]  # a name may have the character, too
+    parts = [(marker[:i].strip(), marker[i + 1 :].strip()) for i in places]
+    named = [(column, text) for column, text in parts if column in table.columns]
+    if not named:
         return marker
-    return text.strip() if column.strip() == name else None
+    return named[0][1] if named[0][0] == name else None
 
 
 def _marked(cells: Cells, text: str) -> Cells | None:

@@ -61,7 +61,7 @@ def test_kinds_that_cannot_be_read_name_the_column_the_share_and_a_cell(path):
     said = refused(path, numeric="city")
     assert said.startswith("cannot read the column 'city' as set by --numeric: expected numbers in at least 95% of its")
     assert "got 100.0% others, such as 'Ulm' (t.csv:2)" in said and "use --missing for texts" in said
-    assert "'city' as set by --date: expected dates in all of its values, got 100.0% others" in refused(
+    assert "'city' as set by --date: expected dates such as 2024-12-31 in all of its values, got" in refused(
         path, date="city"
     )
     frame = codes().assign(empty=np.nan)
@@ -208,6 +208,6 @@ def test_check_lists_every_column_with_its_reason(path):
 
 
 def test_lists_of_names_are_options_in_python(path):
-    report = check(path, target=["price"], numeric=["zip"], ignore=["city", "fee"], missing=[-999])
+    report = check(path, target=["price"], numeric=["zip"], ignore=["city", "fee"], missing=[-999], date=[])
     assert report.as_dict()["column_details"]["zip"]["kind"] == "number"
     assert check(path, target="price", missing=-999).as_dict()["column_details"]["area"]["missing"] == 0.1

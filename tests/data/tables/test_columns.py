@@ -24,11 +24,16 @@ def table(**columns):
     return Table("t.csv", columns, lambda i: f"t.csv:{i + 2}")
 
 
+AS_CATEGORIES = "treated as categories. See --missing if they mean a missing value"
+
+
 @pytest.mark.parametrize(
     "values, kind, remark",
     [
         (["1", "2.5", "-3e4", ""], "number", ""),
-        (["1,5", "2,5", "x"], "category", "67% numbers, but also texts such as 'x' (t.csv:4): treated as categories"),
+        (["1,5", "2,5", "x"], "category", f"67% numbers, but also texts such as 'x' (t.csv:4): {AS_CATEGORIES}"),
+        (["2024-01-31", "2024-02-01", "x"], "category", f"67% dates, but also texts such as 'x': {AS_CATEGORIES}"),
+        (["2024-01-31", "y", "x"], "category", ""),
         (["yes", "no", "Yes", ""], "boolean", ""),
         (["true", "false"], "boolean", ""),
         (["2024-01-31", "2024-02-01 12:30", "NA"], "date", ""),

@@ -124,6 +124,7 @@ def test_numbers_with_leading_zeros_are_codes_if_they_repeat():
 def test_whole_numbers_with_the_name_of_codes_are_codes_if_they_repeat(name):
     stores = np.arange(40) % 4 * 7 + 3
     assert kind_named(name, stores)[0] == "category"
+    assert kind_named(name, stores + 1200)[0] == "category", "1203 is no time in such a column"
     assert kind_named(name, np.arange(40) * 7 % 39)[0] == "number", "nearly all values differ"
     assert kind_named(name, stores - 10)[0] == "number" and kind_named(name, stores + 0.5)[0] == "number"
     assert kind_named(name, stores % 2)[0] == "number", "two values are the same as numbers"

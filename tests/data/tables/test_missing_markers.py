@@ -33,6 +33,13 @@ def test_a_number_marks_equal_numbers_but_no_code():
     assert mark_missing(frame, ("7",), ["plain"])[0].columns["n"].tolist() == [7, 8]
 
 
+def test_the_name_of_a_column_may_have_an_equals_sign():
+    frame = frame_table(pd.DataFrame({"a=b": ["1", "2"], "c": ["a=b=1", "1"]}))
+    marked, unused = mark_missing(frame, ("a=b=1", "b=2"), frame.columns)
+    assert marked.columns["a=b"].tolist() == [None, "2"] and marked.columns["c"].tolist() == ["a=b=1", "1"]
+    assert unused == {"b=2"}
+
+
 def test_a_spec_stores_markers_and_uses_them():
     spec = TableSpec((Column("n", "number", indicator=True),), ("y",), task="regression", missing=("-1", "n=0"))
     again = TableSpec.from_dict(spec.as_dict())
