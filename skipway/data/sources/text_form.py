@@ -123,9 +123,8 @@ def find_form(text: bytes, usual: str, layout: TableLayout, where: str, *, has_s
         name = SEPARATOR_NAMES.get(fit.separator, printable(repr(fit.separator)))
         notes.append(f"separator: {name}")
     header = fit.records[fit.start]
-    if fit.start:
-        cut = [record for record in fit.records[: fit.start] if record.filled]
-        example = repr(printable(" ".join(cut[0].filled))[:40]) if cut else "''"
+    if cut := [record for record in fit.records[: fit.start] if record.filled]:
+        example = repr(printable(" ".join(cut[0].filled))[:40])
         notes.append(
             f"{count_of(len(cut), 'line')} above the header left out, such as {example}; set --skip-rows to change this"
         )
@@ -191,8 +190,8 @@ def _start_of_table(records: list[_Record], layout: TableLayout) -> int:
         return 0
     if start == 1 and _may_be_short_header(records, width):
         return 0
-    is_like_table = any(len(record.fields) == width for record in records[:start])
-    if is_like_table and (layout.header is False or not _are_names(body[0])):
+    is_like_table = any(len(record.fields) == width and record.filled for record in records[:start])
+    if is_like_table and (layout.header is False or not _are_different_texts(body[0].filled)):
         return 0
     return start if all(_is_title(record, width) for record in records[:start]) else 0
 
@@ -213,8 +212,11 @@ def _may_be_short_header(records: list[_Record], width: int) -> bool:
 
 
 def _are_names(record: _Record) -> bool:
-    names = record.filled
-    return len(names) == len(record.fields) == len(set(names)) and not any(map(is_number, names))
+    return len(record.filled) == len(record.fields) and _are_different_texts(record.filled)
+
+
+def _are_different_texts(texts: list[str]) -> bool:
+    return len(texts) == len(set(texts)) and not any(map(is_number, texts))
 
 
 def _has_header(fit: _Fit, layout: TableLayout, where: str) -> bool:

@@ -326,6 +326,12 @@ def test_workbooks(tmp_path, monkeypatch):
     assert [column[1] for column in table.columns.values()] == ["2024-01-02", "51", "1000.5", "3600", "False"]
     assert table.row_name(0) == "t.xlsx:4" and len(table.notes) == 3
     assert table.notes[2] == "worksheet 'Homes' is read; others are left out: 'Notes'"
+    sheet.delete_rows(1)
+    sheet.insert_cols(1)
+    book.save(tmp_path / "u.xlsx")
+    table = read_table(tmp_path / "u.xlsx")
+    assert list(table.columns)[:3] == ["column 1", "day", "size (m2)"] and table.row_name(0) == "u.xlsx:3"
+    assert not any("above the header" in note for note in table.notes)
     openpyxl.Workbook().save(tmp_path / "empty.xlsx")
     with pytest.raises(InputError, match="empty.xlsx: expected a worksheet with data, got none. Add a header"):
         read_table(tmp_path / "empty.xlsx")
