@@ -34,6 +34,7 @@ def recipe_flags(names: Collection[str], module: str) -> type:
             group=HELP_GROUPS[option.metadata["group"]],
             help=f"{option.metadata['help']} [default: {default}]",
             negative="" if option.default is False else None,
+            allow_leading_hyphen=option.name == "missing",  # -999,unknown
             show_default=False,
         )
         attributes.append((option.name, Annotated[hints[option.name] | None, flag], None))

@@ -72,7 +72,7 @@ def check(
     """
     console, stop = console or Console(quiet=True), stop or StopFlag()
     if output is not None:
-        refuse_output(output, [data] if isinstance(data, str | os.PathLike) else [])
+        refuse_output(output, [path for path in (data, options.get("columns")) if isinstance(path, str | os.PathLike)])
     with hold_data(data, y) as name:
         reading = recipe_for_reading("check", name, options)
         source = open_recipe_data(reading)

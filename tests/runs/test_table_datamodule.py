@@ -407,3 +407,7 @@ def test_check_takes_the_column_options_of_training(home, monkeypatch, capfd):
     out = capfd.readouterr().out
     assert not ended.value.code and "class cheap: 60 rows" in out
     assert "unused columns: 'price (--ignore)', 'built (--ignore)'" in out and "  garden  boolean" in out
+    with pytest.raises(SystemExit) as ended:
+        app.main(["check", str(home), "--target", "dear", "--missing", "-999,size=0", "--categorical", "built,city"])
+    out = capfd.readouterr().out
+    assert not ended.value.code and "set by --categorical" in out and "--missing -999: no cell of a used column" in out

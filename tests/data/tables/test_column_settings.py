@@ -1,5 +1,7 @@
 """Kinds of columns that options and a YAML file set."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -119,8 +121,10 @@ def test_what_check_writes_sets_the_same_columns(path):
     rows, again = rows_of(path), rows_of(path, columns=columns_file(path))
     assert repr(again.spec.as_dict()) == repr(rows.spec.as_dict()) and again.digests == rows.digests
     assert np.array_equal(again.x, rows.x)
+    with pytest.raises(InputError, match="cannot write to .*columns.yaml: expected a separate file, got an input"):
+        check(path, target="price", columns=path.parent / "columns.yaml", output=path.parent / "columns.yaml")
     text = (path.parent / "columns.yaml").read_text()
-    assert "sold: {kind: date, format: mdy" in text or "format: mdy" in text
+    assert yaml.safe_load(text)["columns"]["sold"]["format"] == "mdy"
 
 
 def test_one_line_of_the_file_changes_one_column_and_options_come_first(path):
@@ -186,10 +190,7 @@ def test_check_lists_every_column_with_its_reason(path):
     frame["rare"] = [f"r{min(i, 40)}" for i in range(60)]
     said = str(check(written(path, frame), target="price", ignore="rooms", missing="area=-999"))
     assert "column 'text' is left out: long text, 60 distinct texts of 11 words on average. Add columns" in said
-    assert (
-        "column 'rare': 67% of the training rows have a rare category" in said
-        or "of the training rows have a rare" in said
-    )
+    assert re.search("column 'rare': (6|7).% of the training rows have a rare category", said)
     assert "unused columns: 'rooms (--ignore)', 'same (constant)', 'number (row counter)'" in said
     facts = check(path, target="price", ignore="rooms").as_dict()["column_details"]
     assert list(facts) == list(frame) and {of["kind"] for of in facts.values()} >= {"left out", "target", "category"}
