@@ -8,6 +8,7 @@ a DataFrame are encoded as in a table file.
 import os
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Literal, Self
 
@@ -26,18 +27,20 @@ from skipway.data.tables.estimator_inputs import fit_frame_columns, frame_settin
 from skipway.data.tables.estimator_targets import column_names, has_columns, read_target
 from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.table_spec import TableSpec
+from skipway.data.tables.target import target_units
 from skipway.errors import InputError, printable
-from skipway.model_factory import create_model
 from skipway.models.network import Network
 from skipway.models.network_outputs import require_finite
 from skipway.runs.defaults import (
     TABLE_NETWORK,
+    TargetCounts,
     positive_weights_for,
     settings_for,
     table_batch_size,
     table_epochs,
 )
 from skipway.runs.recipe import Recipe
+from skipway.runs.table_network import FEWEST_ROWS, epochs_for_rows, hold_out, table_network
 from skipway.training.loop import fit as train_network
 from skipway.training.losses import task_of
 from skipway.training.lr_finder import range_test
@@ -113,30 +116,31 @@ class _SkipEstimator(BaseEstimator):
         batch_size = recipe.batch_size or table_batch_size(count)
         if self.epochs is None:
             recipe = replace(recipe, epochs=table_epochs(count, batch_size))
-        seed, rows = recipe.seed, np.arange(count)
+        seed, rows, row_weights = recipe.seed, np.arange(count), loss_weights(weights, np.arange(count))
+
+        def batches_of(chosen: np.ndarray, order: int | None) -> RowBatches:
+            size = _BATCH_SIZE if order is None else batch_size
+            return RowBatches(x, y, chosen, size, seed=order, weights=row_weights)
+
         with preserve_global_state():
             torch.set_num_threads(1)  # a second thread slows layers this small down
             torch.manual_seed(seed)
-            network = create_model(
-                "resmlp",
-                spec.num_classes,
-                in_features=x.shape[1],
-                categories=spec.categories,
-                layers=self.layers,
-                width=self.width,
-                dropout=self.dropout,
-            )
-            network.spec = spec
-            settings = settings_for(recipe, network.plan, batch_size, is_table=True)
-            task = task_of(spec, settings.label_smoothing, label_weights, samples="rows")
+            sizes = {"layers": self.layers, "width": self.width, "dropout": self.dropout}
+            network = table_network(spec, x, "resmlp", {**TABLE_NETWORK, **sizes})
+            settings = settings_for(recipe, network.plan, batch_size, is_table=True, targets=TargetCounts(spec.task))
+            task = task_of(spec, settings.label_smoothing, label_weights, samples="rows", huber=settings.huber)
             trainer = Trainer(network, settings, table.row_name, task)
-            batches = RowBatches(x, y, rows, batch_size, seed=seed, weights=loss_weights(weights, rows))
+            batches = batches_of(rows, seed)
             if self.lr == "auto":
                 trainer.settings = replace(settings, lr=range_test(trainer, batches).suggestion)
+            if self.epochs is None and count >= FEWEST_ROWS:
+                copy, held_out = deepcopy(network), hold_out(spec.task, x, y, seed)
+                found = epochs_for_rows(copy, trainer.settings, task, rows, held_out, batches=batches_of)
+                trainer.set_ends(replace(trainer.settings, epochs=found.best))
             train_network(
                 trainer,
                 batches,
-                RowBatches(x, y, rows[:_NUM_EVALUATED], _BATCH_SIZE),
+                batches_of(rows[:_NUM_EVALUATED], None),
                 None,
                 on_epoch=lambda state, weights: None,
                 facts={},
@@ -364,7 +368,8 @@ class SkipRegressor(RegressorMixin, _SkipEstimator):
                 "cannot fit a regressor: expected a finite mean and standard deviation of y, got numbers "
                 "too large to average. Scale y first."
             )
-        units = {"target_mean": mean.tolist(), "target_std": np.where(std > 0, std, 1.0).tolist()}
+        center, scale = target_units(y)
+        units = {"target_mean": center, "target_std": scale}
         spec = self._spec(table, task="regression", target_names=names, **units)
         return self._fit(spec, table, spec.standardized(y), weights)
 

@@ -6,6 +6,7 @@ Sources: residual, He et al. 2015, arXiv:1512.03385; norm first, as suits tables
 arXiv:2106.11959; highway, Srivastava et al. 2015, arXiv:1505.00387; dense, Huang et al. 2016, arXiv:1608.06993; ReZero,
 Bachlechner et al. 2020, arXiv:2003.04887; SkipInit, De and Smith 2020, arXiv:2002.10444; LayerScale, Touvron et al.
 2021, arXiv:2103.17239; Fixup, Zhang et al. 2019, arXiv:1901.09321.
+Pieces and members: see `table_layers`.
 """
 
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
 from skipway.models.head import classifier
+from skipway.models.table_layers import Members, MergeMembers, Pieces
 from skipway.nn.blocks import Shift, init_fixup, join_of, linear_rates, zero_last
 from skipway.nn.chain import Chain
 from skipway.nn.joins import Gate, Scale
@@ -27,6 +29,7 @@ __all__ = ["JOINS", "NETWORKS", "NORMS", "Embed", "ResMLPPlan", "residual_block"
 
 JOINS = ("add", "concat", "gate", "scale", "layerscale", "none")
 NORMS = ("batch", "layer", "none", "fixup")
+_MAX_PIECES, _MAX_MEMBERS = 1_000_000, 1024
 _MAX_BLOCKS = 3000  # a malicious plan must not fill the memory
 
 
@@ -49,6 +52,8 @@ class ResMLPPlan(Plan):
         num_classes: number of outputs; 0 for no classifier, so that the outputs are the features before it.
         categories: number of indices of each categorical column. These columns are last in the input.
         embedding: maximum size of the embedding of a category; smaller for columns with few categories.
+        pieces: number of pieces of each numeric column, which come first in the input, see `Pieces`; () for none.
+        members: members of the ensemble, which share all weights of the blocks; see `Members`.
         drop_rate: dropout rate before the head.
 
     >>> ResMLPPlan(in_features=30, num_classes=2).width
@@ -70,12 +75,14 @@ class ResMLPPlan(Plan):
     num_classes: int = 10
     categories: tuple[int, ...] = ()
     embedding: int = 16
+    pieces: tuple[int, ...] = ()
+    members: int = 1
     drop_rate: float = 0.0
 
     def __post_init__(self) -> None:
         self._check_head()
         self._check_choices(join=JOINS, norm=NORMS, drop_mode=DROP_MODES)
-        self._check_whole_numbers("layers", "width", "growth", "in_features", "categories", "embedding")
+        self._check_whole_numbers("layers", "width", "growth", "in_features", "categories", "embedding", "members")
         self._check_shares("dropout", "drop_path")
         if not 0 < self._number("hidden") <= 64:
             raise InputError(f"resmlp: expected hidden above 0 and up to 64, got {self.hidden}. Change hidden.")
@@ -93,6 +100,20 @@ class ResMLPPlan(Plan):
             raise InputError(
                 f"resmlp: expected at least {len(self.categories)} in_features, one for each of the "
                 f"categories, got {self.in_features}. Increase in_features."
+            )
+        self._check_table_inputs()
+
+    def _check_table_inputs(self) -> None:
+        self._check_whole_numbers("pieces", minimum=0)
+        numbers = self.in_features - len(self.categories)
+        if self.pieces and len(self.pieces) != numbers:
+            raise InputError(
+                f"resmlp: expected pieces for each of the {numbers} numbers, got {len(self.pieces)}. Change pieces."
+            )
+        if sum(self.pieces) > _MAX_PIECES or self.members > _MAX_MEMBERS:
+            raise InputError(
+                f"resmlp: expected at most {_MAX_PIECES:,} pieces and {_MAX_MEMBERS} members, got "
+                f"{sum(self.pieces):,} and {self.members}. Reduce them."
             )
 
 
@@ -143,15 +164,20 @@ def resmlp(plan: ResMLPPlan) -> Chain:
     for rate in linear_rates(plan.drop_path, plan.layers):
         blocks.append(_block(plan, width, rate))
         width += plan.growth if plan.join == "concat" else 0
-    embedding = Embed(plan.in_features - len(plan.categories), plan.categories, plan.embedding)
+    numbers = plan.in_features - len(plan.categories) + sum(plan.pieces)
+    embedding, members = Embed(numbers, plan.categories, plan.embedding), plan.members
+    merge = MergeMembers(members, has_heads=bool(plan.num_classes))
     network = Chain(
         flatten=nn.Flatten(),
+        **({"pieces": Pieces(plan.pieces)} if any(plan.pieces) else {}),
         **({"embed": embedding} if plan.categories else {}),
+        **({"members": Members(members, embedding.out_features)} if members > 1 else {}),
         stem=nn.Linear(embedding.out_features, plan.width),
         stage1=Chain(*blocks),
         **_norm(plan, width),
         act=nn.ReLU(),
-        **classifier(width, plan.num_classes, drop_rate=plan.drop_rate),
+        **classifier(width, plan.num_classes * members, drop_rate=plan.drop_rate),
+        **({"merge": merge} if members > 1 else {}),
     )
     _initialize(network, plan)
     return network

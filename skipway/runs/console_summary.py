@@ -12,6 +12,7 @@ from skipway.runs.datamodule import DataModule
 from skipway.runs.head_phase import HEAD_FITS
 from skipway.runs.headline import describe_precision, describe_uncertainty, format_metric, offer_folds
 from skipway.runs.small_sets import few_steps_line
+from skipway.training.epoch_finder import FoundEpochs
 from skipway.training.lr_finder import RangeTest
 from skipway.training.trainer import Settings
 from skipway.utils.atomic_files import free_bytes
@@ -30,6 +31,7 @@ def introduction(
     folder: Path,
     lr_is_open: bool,
     epochs_are_open: bool,
+    test_is_due: bool = False,
 ) -> list[str]:
     """Return the lines about data, model and settings, with a warning if disk space is low.
 
@@ -41,6 +43,7 @@ def introduction(
         folder: run folder, whose file system is checked for free space.
         lr_is_open: an LR range test will set the learning rate.
         epochs_are_open: the time limit will set the number of epochs.
+        test_is_due: a test on training rows will set the number of epochs.
     """
     count = sum(p.numel() for p in network.parameters())
     stem = f" ({network.plan['stem']} stem)" if "stem" in network.plan else ""
@@ -49,7 +52,7 @@ def introduction(
     lines = [
         *datamodule.summary_lines(),
         f"model: {network.plan['name']}{stem}, {count:,} parameters, input {shape}",
-        *_training_lines(datamodule, settings, batch_size, lr_is_open, epochs_are_open),
+        *_training_lines(datamodule, settings, batch_size, lr_is_open, epochs_are_open, test_is_due),
     ]
     if datamodule.noun == "images" and (settings.head != "regression" or settings.epochs > 1):
         lines.append(f"augmentation: {datamodule.describe_augmentation()}")
@@ -66,13 +69,20 @@ def introduction(
 
 
 def _training_lines(
-    datamodule: DataModule, settings: Settings, batch_size: int, lr_is_open: bool, epochs_are_open: bool
+    datamodule: DataModule,
+    settings: Settings,
+    batch_size: int,
+    lr_is_open: bool,
+    epochs_are_open: bool,
+    test_is_due: bool,
 ) -> list[str]:
     """Return the lines about the training method, the number of epochs and the optimizer."""
     count = settings.epochs - (settings.head == "regression")  # the fit of the head counts as epoch 1
     epochs = count_of(count, "epoch")
     if epochs_are_open and settings.time_limit is not None and datamodule.time_sets_epochs:
         epochs = f"epochs that fit into {duration(settings.time_limit)}"
+    if test_is_due:
+        epochs = "epochs by a test on a fifth of the training rows"
     peak = "peak lr from an LR range test" if lr_is_open else f"peak lr {settings.lr:.3g}"
     steps = f"{epochs}, batch size {batch_size}, {settings.optimizer}, {peak}, {settings.schedule} schedule"
     if settings.head != "regression":
@@ -87,6 +97,12 @@ def _training_lines(
     if epochs_are_open and settings.time_limit is not None:
         return [f"training: {head}, then fine-tuning of all layers if the time limit allows it"]
     return [f"training: {head}, no fine-tuning (to fine-tune, add --time-limit 600 or --epochs 5)"]
+
+
+def epochs_line(found: FoundEpochs, seconds: float) -> str:
+    """Return the line about the number of epochs that a test on training rows found."""
+    best = count_of(found.best, "epoch")
+    return f"  {best}: lowest loss on a fifth of the training rows in a test of {found.tried} ({duration(seconds)})"
 
 
 def range_test_line(result: RangeTest) -> str:

@@ -48,6 +48,10 @@ class DataModule(Protocol):
         """True if the time limit sets the number of epochs by default; for tables the number of rows does."""
 
     @property
+    def rows_choose_epochs(self) -> bool:
+        """True if a test on some of the training samples can choose the number of epochs; never for images."""
+
+    @property
     def epochs(self) -> int:
         """Default number of passes over the training samples."""
 

@@ -25,6 +25,8 @@ __all__ = [
     "class_weights_for",
     "device_for",
     "head_for",
+    "most_pieces",
+    "most_table_epochs",
     "positive_weights_for",
     "precision_for",
     "settings_for",
@@ -102,23 +104,42 @@ _NO_LINEAR_HEAD = ("resnet9", "resmlp")  # families whose head is not one linear
 _MOST_FOR_REGRESSION = 200_000  # training images: the features of more take minutes and gigabytes
 
 # Tables are small and noisy compared with images: see benchmarks/tables.py.
-TABLE_NETWORK: dict[str, Any] = {"layers": 2, "width": 64, "dropout": 0.2}
-TABLE_DEFAULTS = FamilyDefaults(lr=5e-4, batch=32, momentum=0.9, weight_decay=0.05, label_smoothing=0.0)
-_TABLE_STEPS = 300
+TABLE_NETWORK: dict[str, Any] = {"layers": 2, "width": 64, "dropout": 0.2, "members": 4, "pieces": "auto"}
+TABLE_DEFAULTS = FamilyDefaults(lr=4e-3, batch=128, momentum=0.9, weight_decay=0.05, label_smoothing=0.0)
+_HUBER = 1.0  # standard deviations
+_PIECES = {True: 32, False: 16}  # of each number, for a regression and for classes or labels
+_FEWEST_PIECES = 4
+_ROWS_PER_PIECE = 20
+_ALL_PIECES = 1024  # of all numbers of a table
+_TABLE_STEPS = 600
 _SMALL_SET = 5_000  # training samples
 _MOST_POSITIVE = 100.0  # factor of the loss of samples with a rare label
 
 
 def table_batch_size(count: int) -> int:
     """Return the default batch size for `count` training rows."""
-    if count < _SMALL_SET:
-        return 32
-    return 128 if count < 50_000 else 512
+    if count < 1_000:
+        return 32 if count < 300 else 128
+    if count < 20_000:
+        return 256
+    return 512 if count < 100_000 else 1024
 
 
 def table_epochs(count: int, batch_size: int) -> int:
-    """Return the default epochs for `count` training rows: small tables get more of them."""
-    return min(200, max(30, round(_TABLE_STEPS * batch_size / count)))
+    """Return the default epochs for `count` training rows, if no test on held-out rows finds them."""
+    return min(200, max(20, round(_TABLE_STEPS * batch_size / count)))
+
+
+def most_table_epochs(count: int) -> int:
+    """Return the most epochs that a test tries for `count` training rows; it ends earlier if they are too many."""
+    passes = 20_000 + min(80 * count, 280_000 + 6 * count)  # rows in all epochs
+    return max(5, round(passes / count))
+
+
+def most_pieces(count: int, numbers: int, *, is_regression: bool) -> int:
+    """Return the most pieces of each of the `numbers` of a table with `count` training rows, or 0 for none."""
+    most = min(_PIECES[is_regression], max(count // _ROWS_PER_PIECE, _FEWEST_PIECES), _ALL_PIECES // max(numbers, 1))
+    return most if most >= _FEWEST_PIECES else 0
 
 
 def batch_size_for(recipe: Recipe, count: int) -> int:
@@ -176,6 +197,7 @@ def settings_for(
         layer_decay=_value_or(recipe.layer_decay, _PRETRAINED_LAYER_DECAY if pretrained and not is_later_part else 1.0),
         label_smoothing=_label_smoothing(recipe, TABLE_DEFAULTS if is_table else defaults, targets.task),
         class_weights=targets.loss_weights() if recipe.balance == "weights" else None,
+        huber=_HUBER if is_table and targets.task == "regression" else None,
         l1=recipe.l1,
         l2=recipe.l2,
         ema=recipe.ema,

@@ -74,6 +74,7 @@ class ImageDataModule:
     """
 
     noun: Literal["images", "rows"] = "images"
+    rows_choose_epochs = False
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """A run whose data is prepared: resolve its network and settings, train, and write the results."""
 
+import copy
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from skipway.errors import Interrupted, printable
 from skipway.models.load_model import restore
 from skipway.models.network import Network
 from skipway.runs.checkpoint_state import config_facts
-from skipway.runs.console_summary import introduction, range_test_line
+from skipway.runs.console_summary import epochs_line, introduction, range_test_line
 from skipway.runs.datamodule import DataModule, refuse_changed_data
 from skipway.runs.defaults import head_for, settings_for
 from skipway.runs.environment import describe_environment
@@ -26,6 +27,7 @@ from skipway.runs.resume import KEPT_SETTINGS, SETTINGS_OF_EARLIER_VERSIONS, Ear
 from skipway.runs.run_folder import point_last, write_recipe
 from skipway.runs.run_plots import write_range_test
 from skipway.runs.signal_flow_callback import SignalFlowCallback
+from skipway.runs.table_datamodule import TableDataModule
 from skipway.runs.time_budget import FINISH_SECONDS, budget_line
 from skipway.runs.time_plan import DEFAULT_SECONDS, FEWEST_IMAGES, last_layers_in_time, scheduled_epochs
 from skipway.runs.train_phases import RunContext, train_phases
@@ -97,6 +99,8 @@ class PreparedRun:
             trainer.state.epoch = int(self.head is not None)  # the pace is that of steps which train all layers
             if recipe.lr == "auto":
                 self._find_lr(trainer, train_batches)
+            if self._is_test_due:
+                self._choose_epochs(network, trainer)
             if self._is_time_to_fit:
                 train_batches = self._fit_time_limit(trainer, train_batches, val_batches)
             trainer.state.epoch = 0
@@ -175,7 +179,7 @@ class PreparedRun:
     def _write_beginning(self, train_batches: Any, settings: Settings, network: Network) -> None:
         """Write the files that are known before the first step."""
         folder = self.folder
-        write_recipe(folder, self.config, epochs_are_open=self._is_time_to_fit)
+        write_recipe(folder, self.config, epochs_are_open=self._is_time_to_fit or self._is_test_due)
         point_last(folder)
         self.datamodule.write_data(folder, train_batches)
         values = describe_environment(self.recipe, settings.device, settings.precision, repr(network))
@@ -192,6 +196,7 @@ class PreparedRun:
             folder=self.folder,
             lr_is_open=lr_is_open,
             epochs_are_open=self.epochs_are_open,
+            test_is_due=self._is_test_due,
         )
         beginning = f"{'resuming' if self.earlier else 'run'} {self.folder}"
         remarks = [f"  {remark}" for remark in self.earlier.remarks] if self.earlier else []
@@ -201,14 +206,29 @@ class PreparedRun:
     def _find_lr(self, trainer: Trainer, train_batches: Any) -> None:
         """Set the learning rate to the suggestion of a range test, and plot the test in the run folder."""
 
-        def poll() -> None:
-            if self.stop.requested:
-                raise Interrupted(f"stopped by {self.stop.name} before the first step. Run it again.")
-
-        result = range_test(trainer, train_batches, poll=poll)
+        result = range_test(trainer, train_batches, poll=self._poll)
         trainer.settings = replace(trainer.settings, lr=result.suggestion)
         collectives.run_on_rank0(lambda: write_range_test(self.folder, result.as_dict()))
         self.console.print(range_test_line(result))
+
+    def _poll(self) -> None:
+        if self.stop.requested:
+            raise Interrupted(f"stopped by {self.stop.name} before the first step. Run it again.")
+
+    @property
+    def _is_test_due(self) -> bool:
+        """True if a test on training rows of a table chooses the epochs, and has not yet."""
+        datamodule = self.datamodule
+        return self.epochs_are_open and isinstance(datamodule, TableDataModule) and datamodule.rows_choose_epochs
+
+    def _choose_epochs(self, network: Network, trainer: Trainer) -> None:
+        """Set the epochs by a test on some of the training rows, with a copy of the initial network."""
+        begin, settings = time.monotonic(), trainer.settings
+        with torch.random.fork_rng(devices=[]):
+            found = cast(TableDataModule, self.datamodule).choose_epochs(copy.deepcopy(network), settings, self._poll)
+        self._change_recipe(epochs=found.best)
+        trainer.set_ends(replace(settings, epochs=found.best))
+        self.console.print(epochs_line(found, time.monotonic() - begin))
 
     def _fit_head(self, network: Network, settings: Settings) -> HeadFit:
         datamodule = cast(ImageDataModule, self.datamodule)

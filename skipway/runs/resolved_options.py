@@ -161,6 +161,8 @@ def _epochs(datamodule: DataModule, settings: Settings) -> tuple[Any, str]:
     recipe = datamodule.recipe
     if settings.freeze_until is not None:
         return settings.epochs, f"1 for the head, the others for the layers after {settings.freeze_until}"
+    if datamodule.rows_choose_epochs:
+        return _UNSET, "by a test on a fifth of the training rows"
     if recipe.time_limit is not None and datamodule.time_sets_epochs:
         return _UNSET, f"as many as fit in {duration(recipe.time_limit)} at the pace of the first steps"
     if settings.head == "regression":

@@ -71,10 +71,11 @@ KEPT_SETTINGS = (
     "layer_decay",
     "class_weights",
     "kept_epoch",
+    "huber",
     "calibrate",
 )
 # Settings that checkpoints of earlier versions do not have, with the values that their runs had.
-SETTINGS_OF_EARLIER_VERSIONS: dict[str, Any] = {"kept_epoch": "best", "calibrate": False}
+SETTINGS_OF_EARLIER_VERSIONS: dict[str, Any] = {"kept_epoch": "best", "calibrate": False, "huber": None}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Table data of a run: splits, batches, Spec, network, fingerprint, baseline, and the files and lines about them."""
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,6 @@ from skipway.data.tables.table_source import TableSource
 from skipway.data.tables.table_spec import TableSpec
 from skipway.distributed import collectives
 from skipway.errors import InputError, printable
-from skipway.model_factory import create_model
 from skipway.models.network import Network
 from skipway.models.registry import plan_of
 from skipway.runs.defaults import TABLE_NETWORK, TargetCounts, table_batch_size, table_epochs
@@ -35,8 +34,10 @@ from skipway.runs.recipe import Recipe
 from skipway.runs.run_csv_tables import write_table
 from skipway.runs.submission import write_submission
 from skipway.runs.table_baseline import baseline
+from skipway.runs.table_network import FEWEST_ROWS, epochs_for_rows, table_network
 from skipway.runs.target_checks import CLASS_OPTIONS, changed_options, flags, refuse_class_options
-from skipway.training.losses import Task, task_of
+from skipway.training.epoch_finder import FoundEpochs
+from skipway.training.losses import Regression, Task, task_of
 from skipway.training.scores import Scores
 from skipway.training.trainer import Settings
 from skipway.utils.atomic_files import write_file, write_json
@@ -134,11 +135,22 @@ class TableDataModule:
     def network(self, console: Console) -> tuple[Network, bool]:
         """Return the initial network, and False because tables have no pretrained weights."""
         spec, (name, model_options) = self.rows.spec, self.model
-        options = {**model_options, "in_features": spec.input_shape[0], "categories": spec.categories}
-        options |= {k: v for k in ("drop_path", "dropout") if (v := getattr(self.recipe, k)) is not None}
-        network = create_model(name, spec.num_classes, **options)
-        network.spec = spec
-        return network, False
+        options = {k: v for k in ("drop_path", "dropout") if (v := getattr(self.recipe, k)) is not None}
+        return table_network(spec, self.rows.x[self.rows.splits["train"]], name, {**model_options, **options}), False
+
+    @property
+    def rows_choose_epochs(self) -> bool:
+        """True if a test on some of the training rows can choose the number of epochs."""
+        options = (self.recipe.grow, self.recipe.patience)
+        held_out = self.rows.held_out
+        return options == (None, None) and held_out is not None and len(held_out) >= FEWEST_ROWS
+
+    def choose_epochs(self, network: Network, settings: Settings, poll: Callable[[], None]) -> FoundEpochs:
+        """Choose the number of epochs by training a network, which is changed, on some of the training rows."""
+        held_out = self.rows.held_out
+        assert held_out is not None
+        task, rows = self.task(settings), self.rows.splits["train"]
+        return epochs_for_rows(network, settings, task, rows, held_out, batches=self._batches, poll=poll)
 
     def setup(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
         """Configure the batches."""
@@ -146,13 +158,17 @@ class TableDataModule:
 
     def batches(self, split: str, *, train: bool = False) -> RowBatches:
         """Return the batches of a split, shuffled in each epoch if `train` is set."""
+        return self._batches(self.rows.splits[split], self.recipe.seed if train else None)
+
+    def _batches(self, rows: np.ndarray, seed: int | None) -> RowBatches:
+        """Return the batches of rows, shuffled in each epoch for training if a seed is given."""
         return RowBatches(
             self.rows.x,
             self.rows.y,
-            self.rows.splits[split],
-            self.batch_size if train else 2 * self.batch_size,
-            seed=self.recipe.seed if train else None,
-            balanced=train and self.recipe.balance == "sampling",
+            rows,
+            2 * self.batch_size if seed is None else self.batch_size,
+            seed=seed,
+            balanced=seed is not None and self.recipe.balance == "sampling",
             shard=Shard(collectives.rank(), collectives.world_size()),
             weights=loss_weights(self.rows.weights, self.rows.splits["train"]),
         )
@@ -162,7 +178,12 @@ class TableDataModule:
 
     def task(self, settings: Settings) -> Task:
         """Return the task: classification or regression."""
-        return task_of(self.rows.spec, settings.label_smoothing, settings.class_weights, samples="rows")
+        spec, train = self.rows.spec, self.rows.splits["train"]
+        task = task_of(spec, settings.label_smoothing, settings.class_weights, samples="rows", huber=settings.huber)
+        if isinstance(task, Regression):
+            variance = self.rows.y[train].astype(np.float64).var(axis=0)
+            task = replace(task, variance=tuple(np.where(variance > 0, variance, 1.0).tolist()))
+        return task
 
     def describe_changes(self, folder: Path) -> str:
         """Describe the changes since the run in `folder` read its rows, in one line."""

@@ -189,7 +189,7 @@ def _prepared_run(
         recipe = datamodule.recipe
         set_threads(recipe.threads, table=datamodule.noun == "rows", report=console.print)
         if earlier is None:
-            is_open = not epochs_given and datamodule.time_sets_epochs
+            is_open = not epochs_given and (datamodule.time_sets_epochs or datamodule.rows_choose_epochs)
             folder = collectives.run_on_rank0(lambda: _begin_folder(recipe, datamodule, stack, is_open))
         stack.enter_context(crash_report(folder))
         datamodule.prepare(console, stop)

@@ -133,26 +133,37 @@ class Regression:
     Args:
         mean: (T,) mean of the training targets.
         std: (T,) standard deviation of the training targets.
+        huber: error from which the loss grows linearly, in standardized units; None for the squared error.
+        variance: (T,) variance of the standardized training targets, which is 1 unless outliers set other units.
         primary_metric: name of the metric.
         samples: noun for the samples in messages.
     """
 
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    huber: float | None = None
+    variance: tuple[float, ...] = (1.0,)
     primary_metric: str = "r2"
     samples: str = "images"
 
     def loss(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Compute the mean squared error of standardized targets."""
-        return _weighted_mean((outputs - y.to(outputs.dtype)).square().mean(1), weights)
+        """Compute the mean squared error of standardized targets, or twice the mean Huber loss."""
+        return _weighted_mean(self._errors(outputs, y.to(outputs.dtype)), weights)
+
+    def _errors(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return the losses (B,); small errors have equal losses with and without `huber`."""
+        if self.huber is None:
+            return (outputs - y).square().mean(1)
+        return 2 * F.huber_loss(outputs, y, reduction="none", delta=self.huber).mean(1)
 
     def metric_sum(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> float:
-        """Compute the sum of 1 - squared error, whose mean is R2 because the training targets have variance 1."""
-        return _weighted_sum((1 - (outputs.detach() - y).square()).mean(1), weights)
+        """Compute the sum of 1 - squared error / variance, whose mean over the training samples is R2."""
+        variance = outputs.new_tensor(self.variance)
+        return _weighted_sum((1 - (outputs.detach() - y).square() / variance).mean(1), weights)
 
     def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> RegressionScores:
-        """Compute squared errors of standardized targets, and predictions and targets in their units."""
-        losses = (outputs - y).square().mean(1)
+        """Compute the losses of standardized targets, and predictions and targets in their units."""
+        losses = self._errors(outputs, y)
         predicted, targets = (v.double().numpy() * np.array(self.std) + np.array(self.mean) for v in (outputs, y))
         return RegressionScores(ids, losses.numpy(), predicted, targets)
 
@@ -162,6 +173,7 @@ def task_of(
     label_smoothing: float = 0.0,
     class_weights: tuple[float, ...] | None = None,
     samples: str = "images",
+    huber: float | None = None,
 ) -> Task:
     """Return the task of a model.
 
@@ -170,9 +182,10 @@ def task_of(
         label_smoothing: label smoothing of classes or labels.
         class_weights: (K,) weights of the classes, or factors of the samples with each label.
         samples: noun for the samples in messages.
+        huber: see `Regression`.
     """
     if spec.task == "regression":
-        return Regression(spec.target_mean, spec.target_std, samples=samples)
+        return Regression(spec.target_mean, spec.target_std, huber, samples=samples)
     if spec.task == "multilabel":
         return MultiLabel(spec.thresholds, label_smoothing, class_weights, samples=samples)
     return Classification(label_smoothing, class_weights, samples=samples)

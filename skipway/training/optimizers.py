@@ -163,7 +163,8 @@ def make_optimizer(
     if name == "muon":
         return Muon(list(groups.values()), lr, momentum)
     if name == "adamw":
-        return _AdamW(list(groups.values()), lr=lr, betas=(momentum, 0.99))
+        is_plain = all(p.device.type == "cpu" and type(p) is nn.Parameter for p in trainable_params)
+        return _AdamW(list(groups.values()), lr=lr, betas=(momentum, 0.99), fused=is_plain)
     return _SGD(list(groups.values()), lr=lr, momentum=momentum, nesterov=momentum > 0)
 
 

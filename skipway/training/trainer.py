@@ -43,6 +43,7 @@ class Settings:
     layer_decay: float = 1.0  # learning rate of each child of the network divided by that of the next one
     label_smoothing: float = 0.1
     class_weights: tuple[float, ...] | None = None
+    huber: float | None = None  # error of a number from which its loss grows linearly, in standardized units
     l1: float = 0.0  # factor of the sum of absolute weights in the loss
     l2: float = 0.0  # factor of the sum of squared weights in the loss
     ema: float | None = None

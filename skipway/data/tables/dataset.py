@@ -37,7 +37,7 @@ from skipway.data.tables.row_digests import digest_encoded, digest_rows
 from skipway.data.tables.row_splits import RowSplitter, given_splits
 from skipway.data.tables.table_source import TableSource
 from skipway.data.tables.table_spec import Encoded, TableSpec
-from skipway.data.tables.target import Target, infer_target, missing_targets
+from skipway.data.tables.target import Target, infer_target, missing_targets, target_units
 from skipway.errors import InputError, printable
 from skipway.utils.format_text import count_of
 
@@ -61,7 +61,8 @@ class TableDataset:
     float32 numbers.
 
     `keys` holds the N names of the rows for messages and CSV files, `left_out` is {unused column: reason},
-    `weights` (N,) sample weights or None, `columns` {column: how it was read}.
+    `weights` (N,) sample weights or None, `columns` {column: how it was read}. `held_out` marks training rows that a
+    test of the number of epochs can hold out: True for each of them in the order of the split, or None.
     """
 
     name: str
@@ -77,6 +78,7 @@ class TableDataset:
     left_out: dict[str, str] = field(default_factory=dict)
     weights: np.ndarray | None = None
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    held_out: np.ndarray | None = None
 
     def target_text(self, i: int) -> str:
         """Return the target of row i as text: its class, its labels or its numbers, joined by "|"."""
@@ -172,6 +174,7 @@ def build_table_dataset(
         left_out=choice.left_out,
         weights=weights,
         columns=describe_columns(train, spec, choice, missing=missing, unseen=unseen, count=len(y)),
+        held_out=splitter.hold_out_again(tables, splits["train"], strata, digests),
     )
 
 
@@ -314,14 +317,14 @@ def _fit_spec(
         if counts.get("rare"):
             notes[f"rare categories of {printable(name)!r} encoded as unseen"] = counts["rare"]
     is_regression = target.task == "regression"
-    std = y.std(axis=0) if is_regression else np.empty(0)
+    center, scale = target_units(y) if is_regression else ((), ())
     return TableSpec(
         columns=tuple(columns),
         target_names=target.names,
         task=target.task,
         class_names=target.class_names,
-        target_mean=tuple(y.mean(axis=0).tolist()) if is_regression else (),
-        target_std=tuple(np.where(std > 0, std, 1.0).tolist()),
+        target_mean=center,
+        target_std=scale,
         label_sep=target.label_sep,
         target_styles=target.styles,
     )

@@ -15,7 +15,9 @@ from skipway.data.time_order import last_part, read_order
 from skipway.errors import InputError, printable
 from skipway.utils.format_text import count_of
 
-__all__ = ["RowSplitter", "given_splits"]
+__all__ = ["HELD_OUT_AGAIN", "RowSplitter", "given_splits"]
+
+HELD_OUT_AGAIN = 0.2  # share of the training rows
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,28 @@ class RowSplitter:
             return None
         joined = join_tables([Table(t.name, {column: t.column(column)}, t.row_name) for t in tables.values()])
         return groups_of_column(joined.columns[column])
+
+    def hold_out_again(
+        self, tables: dict[str, Table], train: np.ndarray, strata: np.ndarray, digests: list[str]
+    ) -> np.ndarray | None:
+        """Select some of the training rows in the way of the validation rows: the last ones, or whole groups.
+
+        Args:
+            tables: tables by given split.
+            train: (M,) training rows.
+            strata, digests: see `split`.
+
+        Returns:
+            (M,) True for the rows that are held out, or None if no row would remain on one side.
+        """
+        if self.roles.split_by is not None:
+            values = read_order(tables["train"], self.roles.split_by)[train]
+            held_out = values > np.quantile(values, 1 - HELD_OUT_AGAIN)
+        else:
+            copies = groups_of_copies(train, strata, digests, least=2)
+            groups = self._groups(tables)
+            held_out = holdout_mask(train, strata, copies, fraction=HELD_OUT_AGAIN, seed=self.seed + 1, groups=groups)
+        return held_out if 0 < held_out.sum() < len(train) else None
 
     def _last_rows(self, train: Table) -> tuple[np.ndarray, str]:
         column = self.roles.split_by

@@ -33,9 +33,11 @@ from skipway.data.tables.number_style import NumberStyle
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, printable
 
-__all__ = ["Target", "infer_target", "missing_targets"]
+__all__ = ["Target", "infer_target", "missing_targets", "target_units"]
 
 _MAX_CLASSES = 20  # maximum distinct integers of a target that is inferred as classes
+_OUTLYING = 4.0  # multiple of the robust standard deviation, from which outliers dominate the standard deviation
+_QUARTILES = 1.3489795003921634  # distance of the quartiles of a normal distribution, in standard deviations
 _ROWS_A_CLASS = 5  # minimum average rows per class of such a target
 
 
@@ -322,3 +324,21 @@ def _missing_values(table: Table, target: str, values: np.ndarray, expected: str
     rows = np.flatnonzero(np.isnan(values)).tolist()
     texts = as_texts(table.column(target)) if rows else None
     return [Problem(i, target, f"expected {expected}, got {printable(texts[i])[:60]!r}") for i in rows if texts]
+
+
+def target_units(y: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the center and the scale of each target (N, T), by which it is standardized.
+
+    They are the mean and the standard deviation, or the median and the standard deviation of a normal distribution with
+    the same quartiles if outliers dominate the former. The scale of a target with equal values is 1.
+
+    >>> target_units(np.array([[0.0], [1.0], [2.0], [3.0], [1e6]]))
+    ((2.0,), (1.4826022185056018,))
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = y.mean(axis=0), y.std(axis=0)
+        lower, median, upper = np.quantile(y, (0.25, 0.5, 0.75), axis=0)
+        robust = (upper - lower) / _QUARTILES
+        outlying = (robust > 0) & (std > _OUTLYING * robust)
+    center, scale = np.where(outlying, median, mean), np.where(outlying, robust, std)
+    return tuple(center.tolist()), tuple(np.where(scale > 0, scale, 1.0).tolist())

@@ -1,0 +1,97 @@
+"""Number of epochs for a table: train on a part of the training rows, and find where the rest is predicted best.
+
+The network of this test is thrown away. A run with the best number of epochs, whose learning rate falls to zero by
+then, trains on all rows. Its validation rows take no part.
+Source: early stopping, Prechelt 1998, "Early Stopping - But When?".
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from skipway.distributed import collectives
+from skipway.training.lr_finder import train_step
+from skipway.training.metrics import Batches, score
+from skipway.training.trainer import Trainer
+
+__all__ = ["FoundEpochs", "find_epochs"]
+
+_PEAK_SHARE = 0.5  # constant rate of the test, as a share of the peak rate of the run
+_EVALUATIONS = 30  # at most
+_PATIENCE = 0.5  # share of the best number of epochs without a better one, after which the test ends
+_LEAST_PATIENCE = 8  # evaluations
+_STILL_FALLS = 0.8  # share of the test after which the lowest loss means that more epochs are better
+
+
+@dataclass(frozen=True)
+class FoundEpochs:
+    """Result of the test.
+
+    Attributes:
+        best: number of epochs with the lowest loss on the held-out rows, or the most if it fell to the end.
+        tried: number of epochs of the test.
+        losses: {epochs: loss on the held-out rows}.
+    """
+
+    best: int
+    tried: int
+    losses: dict[int, float]
+
+
+def find_epochs(
+    trainer: Trainer,
+    train: Batches,
+    held_out: Batches,
+    most: int,
+    *,
+    seconds: float = math.inf,
+    poll: Callable[[], None] = lambda: None,
+) -> FoundEpochs:
+    """Train for up to half of `most` epochs at a constant rate, and return the best number of them.
+
+    If the loss still falls at the end of the test, the best number is `most`.
+
+    Args:
+        trainer: trainer of a network that nothing else uses.
+        train: batches of the rows to train on.
+        held_out: batches of the other rows.
+        most: most epochs.
+        seconds: time after which the test ends.
+        poll: called before each batch, to raise an error if a stop was requested.
+
+    Returns:
+        The best number of epochs; a test that ends with a loss that is not finite has the best before that.
+    """
+    losses: dict[int, float] = {}
+    begin = time.monotonic()
+    last = -(-most // 2)
+    every, best, step = max(1, last // _EVALUATIONS), 1, 0
+    for epoch in range(last):
+        trainer.to_train()
+        for x, y, ids in train.epoch(epoch):
+            poll()
+            weights = train.weights(ids, epoch)
+            rate = trainer.settings.lr * _PEAK_SHARE * min(1.0, (step + 1) / (2 * train.steps))
+            parts = (x.to(trainer.device), y.to(trainer.device))
+            train_step(trainer, *parts, step, rate, weights if weights is None else weights.to(trainer.device))
+            step += 1
+        if epoch and (epoch + 1) % every:
+            continue
+        scores = score(trainer.network, held_out, trainer.task, autocast=trainer.autocast, device=trainer.device)
+        if not math.isfinite(scores.loss):
+            break
+        losses[epoch + 1] = float(scores.loss)
+        best = _lowest(losses)
+        elapsed = collectives.all_reduce_sum(time.monotonic() - begin)[0] / collectives.world_size()
+        if epoch + 1 - best >= max(_LEAST_PATIENCE * every, _PATIENCE * best) or elapsed > seconds:
+            break
+    tried = max(losses, default=1)
+    return FoundEpochs(most if best > _STILL_FALLS * last else best, tried, losses)
+
+
+def _lowest(losses: dict[int, float]) -> int:
+    """Return the key of the lowest loss, averaged with its neighbors because few held-out rows are noisy."""
+    keys, values = list(losses), list(losses.values())
+    smooth = [sum(part) / len(part) for part in (values[max(0, i - 1) : i + 2] for i in range(len(values)))]
+    return keys[smooth.index(min(smooth))]
