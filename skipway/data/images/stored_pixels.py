@@ -93,10 +93,12 @@ def gather(pixels: Pixels, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def gather_into(pixels: Pixels, ids: np.ndarray, out: np.ndarray) -> None:
     """Write the pixels of the images `ids` to `out` (B, P, P, C)."""
-    if isinstance(pixels, np.ndarray):
-        np.take(pixels, ids, axis=0, out=out, mode="clip")  # "raise" would gather into a second array first
-    else:
+    if isinstance(pixels, StoredPixels):
         pixels.take_into(ids, out)
+    elif pixels.flags.c_contiguous:
+        np.take(pixels, ids, axis=0, out=out, mode="clip")  # "raise" would gather into a second array first
+    else:  # which `take` would copy as a whole
+        out[...] = pixels[ids]
 
 
 def threads_ahead(pixels: Pixels) -> int:

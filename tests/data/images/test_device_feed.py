@@ -92,6 +92,17 @@ def test_no_batch_makes_the_host_wait(gpu, name, keep):
     assert all(copy.pinned and copy.non_blocking for copy in gpu.copies)
 
 
+def test_images_that_are_not_contiguous_are_gathered_too(gpu):
+    host, device = images(), images()
+    device.pixels = np.asfortranarray(device.pixels)
+    for (x, _, _), (x2, _, _) in zip(
+        epoch_of(batches_of(host, AUGMENTATIONS["shift"], "cpu")),
+        epoch_of(batches_of(device, AUGMENTATIONS["shift"], "cuda")),
+        strict=True,
+    ):
+        assert torch.equal(x, x2)
+
+
 def test_a_resumed_epoch_has_the_same_batches(gpu):
     batches = batches_of(images(), AUGMENTATIONS["everything"], "cuda")
     whole = epoch_of(batches)
