@@ -2,7 +2,8 @@
 
 A thread gathers the pixels of a batch into pinned memory and draws its crops. The loop's thread then starts the copy on
 a stream of its own. While the device computes batch n, batch n + 1 is copied and batch n + 2 is gathered, so at most
-three batches are in memory. Images that live on the device are not copied.
+three batches are in memory. Images that must be decoded for each batch are decoded by several threads, with a batch
+each. Images that live on the device are not copied.
 
 The order and the draws are arguments of the thread, so prefetching cannot change them.
 """
