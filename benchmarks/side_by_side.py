@@ -109,12 +109,17 @@ def machine() -> str:
 
 def write(name: str, title: str, header: list[str], rows: list[list[str]], notes: str = "") -> None:
     """Print a table, and save it with the date and the machine to results/."""
-    lines = [f"# {title}", "", f"{date.today().isoformat()}. {machine()}.", "", _row(header)]
-    lines += [_row(["---", *["---:"] * (len(header) - 1)]), *map(_row, rows)]
-    text = "\n".join(lines + ["", notes.strip()] if notes else lines) + "\n"
+    text = page(title, header, rows, notes)
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{date.today().isoformat()}-{name}.md").write_text(text)
+
+
+def page(title: str, header: list[str], rows: list[list[str]], notes: str = "") -> str:
+    """Return a table with the date and the machine as Markdown."""
+    lines = [f"# {title}", "", f"{date.today().isoformat()}. {machine()}.", "", _row(header)]
+    lines += [_row(["---", *["---:"] * (len(header) - 1)]), *map(_row, rows)]
+    return "\n".join(lines + ["", notes.strip()] if notes else lines) + "\n"
 
 
 def _row(cells: list[str]) -> str:

@@ -10,7 +10,7 @@ operator on tensors of two devices raises, `.numpy()` raises, and random numbers
 Copies between host and device and synchronizations (calls that wait for the device) are counted by source line.
 
 Simplified, so tests on this device do not replace a run on a real GPU, whose behavior is unmeasured here:
-- Everything runs at once and in order. There are no streams, and a missing synchronization is not noticed.
+- Everything runs at once and in order, on any stream, so a missing synchronization is not noticed.
 - Numbers are the CPU's: no TF32, no cuDNN, no atomic additions in another order, no memory that runs out.
 - A kernel is an operator that computes. Real operators start one kernel, several, or none.
 - One device in one process: no peer copies, NCCL, CUDA graphs, `torch.compile`, or `torch.Generator("cuda")`.
@@ -20,7 +20,7 @@ Simplified, so tests on this device do not replace a run on a real GPU, whose be
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +28,19 @@ from unittest.mock import patch
 
 import torch
 from fake_gpu_backend import register
-from fake_gpu_tensor import BACKEND, CPU, DEVICE, OUTSIDE, Copy, DeviceTensor, FakeGpu, Operators, Sync, is_device
+from fake_gpu_tensor import (
+    BACKEND,
+    CPU,
+    DEVICE,
+    OUTSIDE,
+    Copy,
+    DeviceTensor,
+    FakeGpu,
+    Operators,
+    Stream,
+    Sync,
+    is_device,
+)
 from torch import Tensor
 from torch.optim.optimizer import _foreach_supported_types as _optimizer_types
 from torch.overrides import TorchFunctionMode
@@ -80,6 +92,10 @@ def fake_gpu(source: Path = SOURCE) -> Iterator[FakeGpu]:
         "manual_seed": gpu.seed,
         "manual_seed_all": gpu.seed,
         "_lazy_init": lambda: None,
+        "mem_get_info": lambda device=None: (properties.total_memory, properties.total_memory),
+        "Stream": lambda device=None: Stream(),
+        "stream": nullcontext,
+        "current_stream": lambda device=None: Stream(),
     }
     with ExitStack() as stack:
         stack.enter_context(patch.multiple(torch.cuda, **cuda))

@@ -25,6 +25,7 @@ __all__ = [
     "DeviceTensor",
     "FakeGpu",
     "Operators",
+    "Stream",
     "Sync",
     "current",
     "is_device",
@@ -118,6 +119,16 @@ class FakeGpu:
         self.generator.manual_seed(seed)
 
 
+class Stream:
+    """A stream of the device, on which everything runs at once."""
+
+    def record_event(self) -> None:
+        return None
+
+    def wait_event(self, event: None) -> None:
+        return None
+
+
 _IDLE = FakeGpu(Path())  # counts for tensors that outlive their context
 
 
@@ -185,6 +196,9 @@ class DeviceTensor(Tensor):
 
     def tolist(self):
         return self.detach().cpu().tolist()
+
+    def record_stream(self, stream: "Stream") -> None:
+        return None
 
     def data_ptr(self):
         raise RuntimeError("data_ptr() of a device tensor was taken; C code on the host cannot read it")

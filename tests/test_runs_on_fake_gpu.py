@@ -147,6 +147,18 @@ def test_a_run_of_a_table_has_the_weights_that_it_has_on_the_cpu(fake, homes_csv
     assert same_runs(device.path, host.path)
 
 
+def test_images_that_do_not_fit_on_the_device_give_the_same_run(fake, data, tmp_path, monkeypatch):
+    options = {**SHORT, "augment": "strong", "img_size": "4:8"}
+    kept = quick(data, tmp_path, **options)
+    assert any("device_pixels" in sync.line for sync in fake.syncs)
+    fake.reset()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 2**33))
+    copied = quick(data, tmp_path, **options)
+    assert not any("device_pixels" in sync.line for sync in fake.syncs)
+    assert any("device_copy" in copy.line for copy in fake.copies)
+    assert same_runs(kept.path, copied.path)
+
+
 def test_the_rate_that_is_found(device, data, monkeypatch):
     monkeypatch.setattr("skipway.commands.find_lr.range_test", partial(range_test, steps=12))
     assert (

@@ -15,6 +15,7 @@ import numpy as np
 from skipway.errors import InputError, printable
 
 __all__ = [
+    "LEVEL_STEP",
     "MAX_CHANNELS",
     "NO_DATA",
     "ValueRange",
@@ -33,7 +34,7 @@ ValueRange = tuple[tuple[float, float], ...]  # (low, high) of each channel; emp
 _PERCENTILES = (0.01, 99.99)  # single hot pixels do not set the range
 NO_DATA = 1e30  # float files often mark missing values by the largest float instead of NaN
 _SAMPLED = 10_000  # values per image and channel
-_STEP = 257  # from a level to a stored pixel: 255 * 257 = 65535
+LEVEL_STEP = 257  # from a level to a stored pixel: 255 * 257 = 65535
 
 
 def checked_range(values: object, channels: int) -> ValueRange:
@@ -109,8 +110,8 @@ def to_levels(values: np.ndarray, value_range: ValueRange) -> tuple[np.ndarray, 
 def stored_pixels(levels: np.ndarray) -> np.ndarray:
     """Convert levels, float in [0, 255] or uint8, to uint16 pixels."""
     if levels.dtype == np.uint8:
-        return levels.astype(np.uint16) * np.uint16(_STEP)
-    return np.rint(np.clip(levels, 0, 255).astype(np.float64) * _STEP).astype(np.uint16)
+        return levels.astype(np.uint16) * np.uint16(LEVEL_STEP)
+    return np.rint(np.clip(levels, 0, 255).astype(np.float64) * LEVEL_STEP).astype(np.uint16)
 
 
 def stored_dtype(value_range: ValueRange) -> type[np.uint8] | type[np.uint16]:
@@ -120,7 +121,7 @@ def stored_dtype(value_range: ValueRange) -> type[np.uint8] | type[np.uint16]:
 
 def levels_of(pixels: np.ndarray) -> np.ndarray:
     """Convert stored pixels to levels: uint16 to float32 in [0, 255]; others are returned unchanged."""
-    return pixels.astype(np.float32) / np.float32(_STEP) if pixels.dtype == np.uint16 else pixels
+    return pixels.astype(np.float32) / np.float32(LEVEL_STEP) if pixels.dtype == np.uint16 else pixels
 
 
 def viewable(pixels: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from skipway.data.images.choose_splits import split_images
 from skipway.data.images.decode_source import Storage
 from skipway.data.images.decoded_cache import decode_images, decoding_seconds, fingerprint
 from skipway.data.images.decoded_images import DecodeSettings
+from skipway.data.images.device_pixels import pixels_on_device
 from skipway.data.images.image_rows import ImageRows, fit_feature_columns
 from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
 from skipway.data.images.mirror_check import apply_mirror_problem, mirror_problem
@@ -263,6 +264,7 @@ class ImageDataModule:
         """Configure the batches; `earlier` is the state of the run to resume, or None."""
         spec, images, decode_settings = network.require_image_spec(), self.images, self.decode_settings
         self.batch_size, self.device, self.network_spec = batch_size, device, spec
+        self.resident = pixels_on_device(images.pixels, device)
         chosen = augment_policy.resolve_policy(
             self.recipe.augment,
             stored_size=decode_settings.stored_size,
@@ -290,6 +292,7 @@ class ImageDataModule:
             augmentation=self._augmentation() if train else None,
             device=self.device,
             shard=Shard(collectives.rank(), collectives.world_size()),
+            resident=self.resident,
         )
 
     def _augmentation(self) -> Augmentation:

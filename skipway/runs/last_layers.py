@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from skipway.data.images.device_copy import to_device
 from skipway.data.images.loader import ImageBatches
 from skipway.errors import printable
 from skipway.kernels.layer_dispatch import run_layers
@@ -61,7 +62,7 @@ class FrozenOutputs(ImageBatches):
             chosen = np.flatnonzero(view == index)
             if len(chosen):
                 outputs[torch.from_numpy(chosen)] = file.take(rows[chosen]).float()
-        return outputs.to(self.device).contiguous(memory_format=torch.channels_last)
+        return to_device(outputs, self.device).contiguous(memory_format=torch.channels_last)
 
 
 def frozen_batches(

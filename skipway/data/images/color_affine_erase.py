@@ -1,19 +1,22 @@
 """Affine, color, TrivialAugment and erasing operations on batches, on the device of the batch.
 
 Every operation takes `uniform`: random numbers in [0, 1) for each image (see `random_table`). The result for an image
-therefore does not depend on the rest of the batch.
+therefore does not depend on the rest of the batch. The host draws them, and does not wait for the device.
 
-Shapes: x is (B, C, S, S) float in [0, 255]; uniform (B, n).
+Shapes: x is (B, C, S, S) float in [0, 255], on any device; uniform (B, n) float on the host.
 Sources: affine and color changes follow fastai's defaults (2018); TrivialAugment, Müller and Hutter 2021,
 arXiv:2103.10158; random erasing, Zhong et al. 2017, arXiv:1708.04896.
 """
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from skipway.data.images.device_copy import to_device
 
 __all__ = ["AUGMENT_OPS", "NUM_UNIFORM", "boxes_inside"]
 
@@ -22,10 +25,12 @@ _MAX_ANGLE, _MAX_SCALE, _MAX_SHEAR = 10.0, 1.1, 0.1  # degrees; factor; pixels p
 _MAX_COLOR_FACTOR = 1.25  # brightness, contrast and saturation are multiplied or divided by at most this
 _ERASED, _AREA, _RATIO = 0.25, (0.02, 0.33), 3.3  # share of images; share of the area; longest over shortest side
 _GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601
+_SMOOTH = (1.0, 1.0, 1.0, 1.0, 5.0, 1.0, 1.0, 1.0, 1.0)  # divided by 13: Pillow's filter SMOOTH
 
 
 def affine(x: Tensor, uniform: Tensor) -> Tensor:
     """Rotate by up to 10 degrees, scale up by up to 1.1 and shear by up to 0.1."""
+    uniform = to_device(uniform, x.device)
     angle = _scale_uniform(uniform, 0, low=-_MAX_ANGLE, high=_MAX_ANGLE) * math.pi / 180
     scale = torch.exp(-_scale_uniform(uniform, 2, low=0.0, high=math.log(_MAX_SCALE)))
     shear = _scale_uniform(uniform, 4, low=-_MAX_SHEAR, high=_MAX_SHEAR)
@@ -38,6 +43,7 @@ def affine(x: Tensor, uniform: Tensor) -> Tensor:
 
 def color(x: Tensor, uniform: Tensor) -> Tensor:
     """Multiply or divide brightness, contrast and, in RGB, saturation by up to 1.25."""
+    uniform = to_device(uniform, x.device)
     reach = math.log(_MAX_COLOR_FACTOR)
     brightness, contrast, saturation = (
         torch.exp(_scale_uniform(uniform, column, low=-reach, high=reach)).view(-1, 1, 1, 1) for column in (0, 2, 4)
@@ -50,10 +56,11 @@ def color(x: Tensor, uniform: Tensor) -> Tensor:
 def trivial(x: Tensor, uniform: Tensor) -> Tensor:
     """Apply 1 of 14 operations to each image, at a random strength (TrivialAugment, wide space)."""
     choice = (uniform[:, 0] * len(_TRIVIAL)).long()
-    signed = 2 * uniform[:, 1] - 1
+    counts = torch.bincount(choice, minlength=len(_TRIVIAL) + 1).tolist()  # float32 may round up to 1
+    rows_of = to_device(choice.argsort(stable=True), x.device).split(counts)
+    signed = to_device(2 * uniform[:, 1] - 1, x.device)
     out = x.clone()
-    for number, operation in enumerate(_TRIVIAL):
-        (rows,) = torch.where(choice == number)
+    for rows, operation in zip(rows_of, _TRIVIAL, strict=False):
         if len(rows) and operation is not None:
             out[rows] = operation(x[rows], signed[rows]).clamp(0, 255)
     return out
@@ -61,6 +68,7 @@ def trivial(x: Tensor, uniform: Tensor) -> Tensor:
 
 def erase(x: Tensor, uniform: Tensor) -> Tensor:
     """Replace a random rectangle by the image's mean color, in 25% of the images."""
+    uniform = to_device(uniform, x.device)
     size = x.shape[-1]
     area = _AREA[0] + (_AREA[1] - _AREA[0]) * uniform[:, 1]
     ratio = torch.exp((2 * uniform[:, 2] - 1) * math.log(_RATIO) / 2)
@@ -103,6 +111,12 @@ def boxes_inside(down: Tensor, right: Tensor, *, height: Tensor, width: Tensor, 
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
+@cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return constants on a device; they are copied once, because the device waits for the copy."""
+    return torch.tensor(values, device=device)
+
+
 def _coordinate_maps(x_row: list[Tensor], y_row: list[Tensor]) -> Tensor:
     """Stack two rows of three (B,) tensors to affine matrices (B, 2, 3)."""
     return torch.stack([*x_row, *y_row], dim=1).view(-1, 2, 3)
@@ -118,7 +132,7 @@ def _to_gray(x: Tensor) -> Tensor:
     """Return the gray of RGB; bands other than RGB have no common gray, and each keeps its own values."""
     if x.shape[1] != 3:
         return x
-    return (x * x.new_tensor(_GRAY).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return (x * _constant(_GRAY, x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def _blend(x: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
@@ -149,7 +163,7 @@ def _rotate(x: Tensor, signed: Tensor) -> Tensor:
 
 
 def _sharpen(x: Tensor, signed: Tensor) -> Tensor:
-    kernel = x.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]).div(13).expand(x.shape[1], 1, 3, 3)
+    kernel = _constant(_SMOOTH, x.device).div(13).view(3, 3).expand(x.shape[1], 1, 3, 3)
     smooth = x.clone()
     if x.shape[-1] > 2:
         smooth[:, :, 1:-1, 1:-1] = F.conv2d(x, kernel, groups=x.shape[1])

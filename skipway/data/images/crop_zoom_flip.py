@@ -5,6 +5,9 @@ Deep images are uint16, and their outputs float32 levels in [0, 255].
 Sources: shift by padding, He et al. 2015, arXiv:1512.03385; random resized crop, Szegedy et al. 2014, arXiv:1409.4842.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -13,7 +16,17 @@ from torch import Tensor
 from skipway.data.value_range import levels_of
 from skipway.kernels.image_ops import ZOOM
 
-__all__ = ["ZOOM_AREA", "augment_pixels", "center_crop", "crop_offset", "max_shift", "tta_views"]
+__all__ = [
+    "ZOOM_AREA",
+    "Crops",
+    "augment_pixels",
+    "center_crop",
+    "crop",
+    "crop_offset",
+    "draw_crops",
+    "max_shift",
+    "tta_views",
+]
 
 ZOOM_AREA = (0.35, 1.0)  # range of the area that a zoom keeps
 _RATIO = 4 / 3  # maximum change of the aspect ratio by a zoom
@@ -32,19 +45,61 @@ def augment_pixels(pixels: np.ndarray, rows: np.ndarray, uniform: np.ndarray, *,
     Returns:
         (B, C, S, S) uint8, or float32 levels of deep images, in channels_last memory format.
     """
+    crops = draw_crops(uniform, parts=parts, stored_size=pixels.shape[1], size=size)
+    if crops.boxes is not None:
+        return _tensor(ZOOM(pixels, rows, crops.boxes, crops.flip, size))
+    return _tensor(crop(pixels, rows, crops, np.arange(size)))
+
+
+@dataclass(frozen=True)
+class Crops:
+    """The crop and flip of each image of a batch: arrays, or tensors on the device of the pixels.
+
+    Attributes:
+        flip: (B,) bool, True for a horizontal flip.
+        corners: (B, 2) int64 top and left edge of each crop, also outside of the image, which is reflected there.
+        boxes: (B, 4) float32 left, top, right, bottom of crops that are resized, instead of `corners`; None for none.
+    """
+
+    flip: Any
+    corners: Any
+    boxes: Any = None
+
+
+def draw_crops(uniform: np.ndarray, *, parts: str, stored_size: int, size: int) -> Crops:
+    """Draw the crops and flips of a batch.
+
+    Args:
+        uniform: (B, 5) random numbers in [0, 1), as `augment_random_table` returns them.
+        parts: operations joined by "+"; others than zoom, shift and flip are ignored.
+        stored_size: size P of the stored images.
+        size: size S of the output.
+    """
     names = parts.split("+")
-    flip = (uniform[:, 0] < 0.5) if "flip" in names else np.zeros(len(rows), bool)
+    flip = (uniform[:, 0] < 0.5) if "flip" in names else np.zeros(len(uniform), bool)
+    start = crop_offset(stored_size, size)
     if "zoom" in names:
-        return _zoom_pixels(pixels, rows, uniform, flip=flip, size=size)
+        return Crops(flip, np.full((len(uniform), 2), start), _zoom_boxes(uniform, stored_size))
     reach = max_shift(size) if "shift" in names else 0
-    start = crop_offset(pixels.shape[1], size)
-    down = start + np.floor(uniform[:, 1] * (2 * reach + 1)).astype(np.int64) - reach
-    right = start + np.floor(uniform[:, 2] * (2 * reach + 1)).astype(np.int64) - reach
-    line = np.arange(size)
-    across = np.where(flip[:, None], line[None, ::-1], line[None, :])
-    ys = _reflect_index(down[:, None] + line[None, :], pixels.shape[1])
-    xs = _reflect_index(right[:, None] + across, pixels.shape[2])
-    return _tensor(pixels[rows[:, None, None], ys[:, :, None], xs[:, None, :]])
+    return Crops(flip, start + np.floor(uniform[:, 1:3] * (2 * reach + 1)).astype(np.int64) - reach)
+
+
+def crop(pixels: Any, rows: Any, crops: Crops, line: Any) -> Any:
+    """Crop and flip images without resizing, for arrays and for tensors on any device.
+
+    Args:
+        pixels: (N, P, P, C).
+        rows: (B,) indices into `pixels`.
+        crops: crops and flips; `boxes` is ignored.
+        line: (S,) the integers from 0 on.
+
+    Returns:
+        (B, S, S, C).
+    """
+    across = line + crops.flip[:, None] * (len(line) - 1 - 2 * line)
+    ys = _reflect_index(crops.corners[:, :1] + line, pixels.shape[1])
+    xs = _reflect_index(crops.corners[:, 1:] + across, pixels.shape[2])
+    return pixels[rows[:, None, None], ys[:, :, None], xs[:, None, :]]
 
 
 def center_crop(pixels: np.ndarray, rows: np.ndarray, size: int) -> Tensor:
@@ -97,12 +152,10 @@ def max_shift(size: int) -> int:
     return max(1, size // 16)
 
 
-def _reflect_index(index: np.ndarray, size: int) -> np.ndarray:
+def _reflect_index(index: Any, size: int) -> Any:
     """Reflect indices outside [0, size): -1 -> 1, size -> size - 2."""
-    if size == 1:
-        return np.zeros_like(index)
-    index = np.abs(index) % (2 * size - 2)
-    return np.where(index < size, index, 2 * size - 2 - index)
+    last = size - 1
+    return last - abs(abs(index) % max(1, 2 * last) - last)
 
 
 def _tensor(pixels: np.ndarray) -> Tensor:
@@ -110,12 +163,11 @@ def _tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(levels_of(pixels))).permute(0, 3, 1, 2)
 
 
-def _zoom_pixels(pixels: np.ndarray, rows: np.ndarray, uniform: np.ndarray, *, flip: np.ndarray, size: int) -> Tensor:
-    """Resize a random crop of each image to `size` by antialiased bilinear interpolation."""
+def _zoom_boxes(uniform: np.ndarray, stored_size: int) -> np.ndarray:
+    """Return (B, 4) random boxes within the stored images, for antialiased bilinear resizing."""
     area = ZOOM_AREA[0] + (ZOOM_AREA[1] - ZOOM_AREA[0]) * uniform[:, 1]
     ratio = np.exp((2 * uniform[:, 2] - 1) * np.log(_RATIO))
-    sides = np.minimum(np.sqrt(np.stack([area * ratio, area / ratio], axis=1)), 1.0) * pixels.shape[1]
-    corners = uniform[:, 3:5] * (pixels.shape[1] - sides)
+    sides = np.minimum(np.sqrt(np.stack([area * ratio, area / ratio], axis=1)), 1.0) * stored_size
+    corners = uniform[:, 3:5] * (stored_size - sides)
     # Pillow keeps boxes in float32, in which rounding of corners + sides cannot exceed the edge.
-    boxes = np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
-    return _tensor(ZOOM(pixels, rows, boxes, flip, size))
+    return np.concatenate([corners, corners + sides], axis=1).astype(np.float32)

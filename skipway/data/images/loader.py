@@ -18,9 +18,12 @@ from torch import Tensor
 from skipway.data.image_spec import Spec
 from skipway.data.images.augment_policy import augment_random_table, random_table
 from skipway.data.images.color_affine_erase import AUGMENT_OPS, NUM_UNIFORM
-from skipway.data.images.crop_zoom_flip import augment_pixels, center_crop
+from skipway.data.images.crop_zoom_flip import Crops, augment_pixels, center_crop, draw_crops
 from skipway.data.images.decode_pass import channel_sums
 from skipway.data.images.decoded_images import DecodedImages
+from skipway.data.images.device_copy import to_device
+from skipway.data.images.device_feed import DeviceBatch, DeviceFeed
+from skipway.data.images.device_pixels import augment_on_device, center_crop_on_device
 from skipway.data.images.image_rows import ImageRows, encode_columns
 from skipway.data.images.mixup_cutmix import NUM_MIX_UNIFORM, mix_samples, mix_weights
 from skipway.data.images.stored_pixels import gather, gather_ahead
@@ -100,6 +103,10 @@ class Augmentation:
             return size
         return max(4, round((self.first_size + grown * (size - self.first_size)) / 4) * 4)
 
+    def crop_size(self, epoch: int, size: int) -> int:
+        """Return the size of the crops of an epoch: a zoom resizes them to the size of the epoch at once."""
+        return self.size_at(epoch, size) if "zoom" in self.parts.split("+") else size
+
 
 class ImageBatches:
     """Batches of decoded images: shuffled and augmented for training, in a fixed order for evaluation.
@@ -112,6 +119,8 @@ class ImageBatches:
         augmentation: augmentation for training; None for evaluation, in the order of `rows`.
         device: device of the batches.
         shard: the part of every batch that this process loads; default: all of it.
+        resident: pixels of all images on the device, as `pixels_on_device` returns them; default: those of each batch
+            are copied to it.
     """
 
     def __init__(
@@ -124,9 +133,12 @@ class ImageBatches:
         augmentation: Augmentation | None = None,
         device: torch.device | str = "cpu",
         shard: Shard | None = None,
+        resident: Tensor | None = None,
     ):
         self.shard = shard or Shard()
         self.images, self.rows, self.augmentation, self.device = images, rows, augmentation, device
+        place = torch.device(device)
+        self.feed = DeviceFeed(images.pixels, place, resident) if place.type == "cuda" else None
         if augmentation is None:
             self.bounds = batch_bounds(len(rows), batch_size)
         else:
@@ -175,7 +187,7 @@ class ImageBatches:
             yield self._with_columns(x, ids), y, ids
 
     def _with_columns(self, x: Tensor, ids: np.ndarray) -> Any:
-        return x if self.columns is None else ImageRows(x, self.columns[torch.from_numpy(ids)])
+        return x if self.columns is None else ImageRows(x, self.columns[to_device(ids, self.device)])
 
     def weights(self, ids: np.ndarray, epoch: int = 0) -> Tensor | None:
         """Return the weights (B,) of the images `ids` of a batch, mixed as they are, or None for equal weights."""
@@ -191,10 +203,10 @@ class ImageBatches:
         )
 
     def _sample_weights(self, ids: np.ndarray) -> Tensor | None:
-        return None if self.loss_weights is None else torch.from_numpy(self.loss_weights[ids]).to(self.device)
+        return None if self.loss_weights is None else to_device(self.loss_weights[ids], self.device)
 
     def _targets(self, ids: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.targets[ids]).to(self.device)
+        return to_device(self.targets[ids], self.device)
 
     def some(self, count: int) -> tuple[Any, Tensor]:
         """Return inputs x, with feature columns if there are any, and targets y of up to `count` images.
@@ -210,25 +222,61 @@ class ImageBatches:
 
     def inputs(self, ids: np.ndarray, epoch: int = 0) -> Tensor:
         """Return the inputs (B, C, S, S) for the images `ids` in an epoch, before mixup and CutMix."""
+        if self.feed is not None:
+            (batch,) = self.feed.batches([ids], partial(self._draw, epoch=epoch))
+            return self._inputs_on_device(batch, epoch)
         pixels, rows = gather(self.images.pixels, ids)
         return self._inputs(pixels, rows, ids=ids, epoch=epoch)
 
     def inputs_of(self, batches: Iterable[np.ndarray], epoch: int) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Yield the ids of each batch with its inputs; pixels on the disk are read ahead."""
+        """Yield the ids of each batch with its inputs.
+
+        Pixels on the disk are read ahead, and pixels for a CUDA device are copied ahead.
+        """
+        if self.feed is not None:
+            for batch in self.feed.batches(batches, partial(self._draw, epoch=epoch)):
+                yield batch.ids, self._inputs_on_device(batch, epoch)
+            return
         for ids, (pixels, rows) in gather_ahead(self.images.pixels, batches):
             yield ids, self._inputs(pixels, rows, ids=ids, epoch=epoch)
 
     def _inputs(self, pixels: np.ndarray, rows: np.ndarray, *, ids: np.ndarray, epoch: int) -> Tensor:
-        """Return the inputs for the images `ids`, which are the `rows` of `pixels`."""
+        """Return the inputs for the images `ids`, which are the `rows` of `pixels`; pixels are cropped on the host."""
         size, augmentation = self.images.settings.size, self.augmentation
         if augmentation is None:
             return self._normalize(center_crop(pixels, rows, size))
-        parts, epoch_size = augmentation.parts.split("+"), augmentation.size_at(epoch, size)
-        crop_size = epoch_size if "zoom" in parts else size
-        uniform = augment_random_table(augmentation.seed, epoch, ids)
-        x = augment_pixels(pixels, rows, uniform, parts=augmentation.parts, size=crop_size).to(self.device)
-        if epoch_size != crop_size:
+        uniform, parts = augment_random_table(augmentation.seed, epoch, ids), augmentation.parts
+        x = augment_pixels(pixels, rows, uniform, parts=parts, size=augmentation.crop_size(epoch, size))
+        return self._augmented(x.to(self.device), ids, epoch)
+
+    def _inputs_on_device(self, batch: DeviceBatch, epoch: int) -> Tensor:
+        size = self.images.settings.size
+        if self.augmentation is None or batch.crops is None:
+            return self._normalize(center_crop_on_device(batch.pixels, batch.rows, size))
+        crop_size = self.augmentation.crop_size(epoch, size)
+        x = augment_on_device(batch.pixels, batch.rows, batch.crops, crop_size)
+        return self._augmented(x, batch.ids, epoch)
+
+    def _draw(self, ids: np.ndarray, epoch: int) -> Crops | None:
+        """Return the crops of the images `ids`, or None for evaluation."""
+        augmentation, settings = self.augmentation, self.images.settings
+        if augmentation is None:
+            return None
+        return draw_crops(
+            augment_random_table(augmentation.seed, epoch, ids),
+            parts=augmentation.parts,
+            stored_size=self.images.pixels.shape[1],
+            size=augmentation.crop_size(epoch, settings.size),
+        )
+
+    def _augmented(self, x: Tensor, ids: np.ndarray, epoch: int) -> Tensor:
+        """Return the inputs for cropped images x (B, C, S, S) on the device: further operations, then normalization."""
+        augmentation = self.augmentation
+        assert augmentation is not None
+        epoch_size = augmentation.size_at(epoch, self.images.settings.size)
+        if epoch_size != x.shape[-1]:
             x = F.interpolate(x.float(), (epoch_size, epoch_size), mode="bilinear", antialias=True)
+        parts = augmentation.parts.split("+")
         if any(part in AUGMENT_OPS for part in parts):
             x = self._apply_ops(x.float(), parts, ids=ids, epoch=epoch)
         if augmentation.transform is not None:
@@ -238,7 +286,7 @@ class ImageBatches:
     def _apply_ops(self, x: Tensor, parts: list[str], *, ids: np.ndarray, epoch: int) -> Tensor:
         assert self.augmentation is not None
         table = random_table(self.augmentation.seed, epoch, ids, count=_MIX_START)
-        uniform = torch.from_numpy(table).to(self.device, torch.float32)
+        uniform = torch.from_numpy(table).float()
         for index, (name, augment_op) in enumerate(AUGMENT_OPS.items()):
             if name in parts:
                 x = augment_op(x, uniform[:, _OPS_START + index * NUM_UNIFORM :][:, :NUM_UNIFORM])

@@ -7,10 +7,10 @@ Sources: mixup, Zhang et al. 2017, arXiv:1710.09412; CutMix, Yun et al. 2019, ar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from skipway.data.images.color_affine_erase import boxes_inside
+from skipway.data.images.device_copy import to_device
 
 __all__ = ["NUM_MIX_UNIFORM", "mix_samples", "mix_weights"]
 
@@ -47,11 +47,13 @@ def mix_samples(
     """
     size = x.shape[-1]
     share, cut, side = _ratios(uniform, size, mixup, cutmix, x.device)
-    corners = torch.from_numpy(uniform[:, 2:4]).to(x.device, torch.float32)
+    corners = to_device(uniform[:, 2:4], x.device, torch.float32)
     inside = boxes_inside(corners[:, 0], corners[:, 1], height=side, width=side, size=size) & cut.view(-1, 1, 1, 1)
     partner = x.roll(1, 0)
     blended = torch.where(cut.view(-1, 1, 1, 1), x, torch.lerp(partner, x, share.view(-1, 1, 1, 1)))
-    targets = (F.one_hot(y, num_classes) if y.dim() == 1 else y).float()
+    if y.dim() == 1:  # F.one_hot waits for some devices
+        y = y[:, None] == torch.arange(num_classes, device=y.device)
+    targets = y.float()
     if weights is not None:
         mixed = torch.lerp(weights.roll(1, 0), weights, share)
         share = torch.where(mixed > 0, share * weights / mixed.clamp(min=1e-30), share)
@@ -79,7 +81,7 @@ def _ratios(
 
     cuts = uniform[:, 1] < 0.5 if mixup and cutmix else np.full(len(uniform), bool(cutmix))
     alpha = np.where(cuts, cutmix or 1.0, mixup or 1.0)
-    share = torch.from_numpy(betaincinv(alpha, alpha, uniform[:, 0])).to(device, torch.float32)
-    cut = torch.from_numpy(cuts).to(device)
+    share = to_device(betaincinv(alpha, alpha, uniform[:, 0]), device, torch.float32)
+    cut = to_device(cuts, device)
     side = (size * (1 - share).sqrt()).round()
     return torch.where(cut, 1 - (side / size) ** 2, share), cut, side

@@ -13,7 +13,7 @@ from skipway.data.images.decoded_file import DecodedFile
 from skipway.utils.devices import available_cores, local_processes
 from skipway.utils.map_ahead import map_ahead
 
-__all__ = ["Pixels", "StoredPixels", "gather", "gather_ahead"]
+__all__ = ["Pixels", "StoredPixels", "gather", "gather_ahead", "gather_into", "threads_ahead"]
 
 _AHEAD = 2  # batches that are read or decoded ahead of the one in use
 
@@ -63,10 +63,14 @@ class StoredPixels:
 
     def _take(self, ids: np.ndarray) -> np.ndarray:
         pixels = np.empty((len(ids), *self.shape[1:]), self.dtype)
+        self.take_into(ids, pixels)
+        return pixels
+
+    def take_into(self, ids: np.ndarray, pixels: np.ndarray) -> None:
+        """Write the pixels of the images `ids` to `pixels` (B, P, P, C)."""
         files, rows = self.places[ids].T
         for i in np.lexsort((ids, rows, files)):  # neighbors in a file are read one after the other
             self._read(int(ids[i]), int(files[i]), int(rows[i]), pixels[i])
-        return pixels
 
     def _read(self, image: int, file: int, row: int, pixels: np.ndarray) -> None:
         if file >= 0 and self.files[file].read_row(row, pixels):
@@ -87,6 +91,23 @@ def gather(pixels: Pixels, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (pixels, ids) if isinstance(pixels, np.ndarray) else (pixels[ids], np.arange(len(ids)))
 
 
+def gather_into(pixels: Pixels, ids: np.ndarray, out: np.ndarray) -> None:
+    """Write the pixels of the images `ids` to `out` (B, P, P, C)."""
+    if isinstance(pixels, StoredPixels):
+        pixels.take_into(ids, out)
+    elif pixels.flags.c_contiguous:
+        np.take(pixels, ids, axis=0, out=out, mode="clip")  # "raise" would gather into a second array first
+    else:  # which `take` would copy as a whole
+        out[...] = pixels[ids]
+
+
+def threads_ahead(pixels: Pixels) -> int:
+    """Return the number of threads that gather batches: several if images are decoded again for each batch."""
+    if isinstance(pixels, np.ndarray) or pixels.is_decoded:
+        return 1
+    return max(1, available_cores().count // local_processes())
+
+
 def gather_ahead(
     pixels: Pixels, batches: Iterable[np.ndarray]
 ) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]:
@@ -100,5 +121,5 @@ def gather_ahead(
         for ids in batches:
             yield ids, gather(pixels, ids)
         return
-    threads = 1 if pixels.is_decoded else max(1, available_cores().count // local_processes())
+    threads = threads_ahead(pixels)
     yield from map_ahead(lambda ids: (ids, gather(pixels, ids)), batches, threads=threads, ahead=max(_AHEAD, threads))
