@@ -64,6 +64,7 @@ class FakeGpu:
     def __init__(self, source: Path, index: int = 0):
         self.source = str(source)
         self.index = index  # of the device
+        self.has_float64 = True  # False as on MPS
         self.current = 0  # index of the device that "cuda" means
         self.generator = torch.Generator()
         self.pinned: dict[int, torch.UntypedStorage] = {}  # address -> storage, kept so that no other gets the address
@@ -139,6 +140,8 @@ class DeviceTensor(Tensor):
 
     @staticmethod
     def __new__(cls, host: Tensor) -> "DeviceTensor":
+        if host.dtype == torch.float64 and not current().has_float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
         return Tensor._make_wrapper_subclass(
             cls, host.size(), host.stride(), host.storage_offset(), dtype=host.dtype, layout=host.layout, device=DEVICE
         )

@@ -30,6 +30,7 @@ from skipway.probe import batches_accuracy, batches_loss, flow, landscape, lesio
 from skipway.runs.recipe import UNUSED_BY_FIND_LR
 from skipway.runs.run_plots import draw_augmented
 from skipway.training.lr_finder import range_test
+from skipway.utils import devices
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -154,6 +155,32 @@ def test_the_rate_that_is_found(device, data, monkeypatch):
         < find_lr(data, **{key: value for key, value in QUICK.items() if key not in UNUSED_BY_FIND_LR}).suggestion
         < 10
     )
+
+
+@pytest.fixture
+def without_float64(fake, monkeypatch):
+    """Provide a fake device that refuses float64, as MPS does."""
+    monkeypatch.setattr(devices, "_WITHOUT_FLOAT64", ("cuda",))
+    fake.has_float64 = False
+    return fake
+
+
+@pytest.mark.parametrize("name", ["whitening", "bf16", "muon"])
+def test_an_image_run_without_float64(without_float64, data, tmp_path, name):
+    run = quick(data, tmp_path, **{**SHORT, **RUNS[name]})
+    assert sw.evaluate(run.path, data).count and sw.predict(run.path, [data / "ant"])
+    assert probe_run(run.path, only=("flow", "lesion"), samples=8).plots
+
+
+@pytest.mark.parametrize("target", ["dear", "price"])
+def test_a_table_run_without_float64(without_float64, homes_csv, tmp_path, target):
+    run = train(homes_csv, target=target, output=tmp_path, epochs=1, watch=True, device="cuda", lr="auto")
+    expected = sw.evaluate(run.path, homes_csv)
+    moved = sw.evaluate(run.path, homes_csv, device="cuda")
+    assert moved.loss == pytest.approx(expected.loss, rel=1e-5)
+    wide = sw.load(run.path).double()
+    with pytest.raises(InputError, match="cannot use --device cuda: expected a model in float32, got one in float64"):
+        sw.predict(wide, homes_csv, device="cuda")
 
 
 # Networks

@@ -18,7 +18,7 @@ from skipway.utils.stop_signals import StopFlag
 __all__ = ["unequal_work"]
 
 _BEAT = 2.0  # seconds between two signs of life
-_POLL = 0.1  # seconds between two looks at the others
+_POLL = 0.1  # seconds between two checks of the others
 _DONE, _LEFT = "done", "left"
 _calls = 0  # every process has the same number, because all enter each context
 

@@ -17,9 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from skipway.errors import InputError, printable
 from skipway.utils.cgroup_quotas import cgroup_quotas, read_text
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "DEVICE_FORM",
@@ -36,6 +40,7 @@ __all__ = [
     "device_name",
     "device_names",
     "fastest_threads",
+    "forked_rng",
     "has_bf16",
     "has_float64",
     "local_processes",
@@ -48,6 +53,7 @@ DEVICE_WORDS = "auto, cpu, cuda, cuda:1, xpu or mps"
 # Training rows from which `auto` trains a table on an accelerator. The steps of smaller tables are so short that most
 # of the time would start kernels. The bound is an estimate, which has not been measured on a GPU.
 LARGE_TABLE = 1_000_000
+_WITHOUT_FLOAT64 = ("mps",)
 _ACCELERATORS = ("cuda", "xpu", "mps")  # in the order in which `auto` prefers them; ROCm is cuda, too
 
 _SYSTEM = Path("/")
@@ -167,7 +173,16 @@ def has_bf16(device: str) -> bool:
 
 def has_float64(device: str) -> bool:
     """Return True if the device computes in float64, which MPS does not."""
-    return device_kind(device) != "mps"
+    return device_kind(device) not in _WITHOUT_FLOAT64
+
+
+def forked_rng(device: "torch.device") -> contextlib.AbstractContextManager[None]:
+    """Return a context that restores the random generators of the CPU and of `device` when it ends."""
+    import torch
+
+    if device.type not in _ACCELERATORS:
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=device.type)
 
 
 def refuse_excess_processes(processes: int, requested: str) -> None:
