@@ -31,7 +31,7 @@ R = TypeVar("R")
 # Errors of gloo, NCCL and the store of torch, whose names are in their first lines. Their names are not enough: they
 # also report mismatched tensor shapes.
 _TRANSPORT = re.compile(r"\b(?:gloo|nccl|c10d|recv)", re.IGNORECASE)
-_FRAMES = re.compile(r"\n(?:Exception raised from|frame #\d)")  # stack of C++, whose names do not tell the cause
+_FRAMES = re.compile(r"\n(?:Exception raised from|frame #\d)")  # stack of C++, whose names are not the cause
 # Errors of NCCL about this process: its arguments, its GPU, or its driver.
 _OWN_FAULT = re.compile(r"nccl(?:InvalidUsage|InvalidArgument|UnhandledCudaError)|duplicate gpu", re.IGNORECASE)
 _BROKEN = re.compile(
