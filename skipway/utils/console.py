@@ -146,7 +146,7 @@ def print_error(text: str, label: str = "error") -> None:
         sys.stderr.write(line)  # print writes the newline separately, which mixes the lines of several processes
 
 
-def print_warning(message: Warning | str, *_: Any) -> None:
+def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning of Python as one line on standard error; takes the arguments of `warnings.showwarning`.
 
     torch warns so of operations that a device lacks and that run on the CPU instead.
