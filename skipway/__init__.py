@@ -7,8 +7,13 @@
 Public names are loaded on first use, so importing skipway does not import torch.
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "darwin":  # torch reads it when it is loaded: operations that MPS lacks run on the CPU
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 if TYPE_CHECKING:
     from skipway import export, grow, nn, probe, weights

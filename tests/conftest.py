@@ -69,6 +69,14 @@ def own_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def hidden_apple_gpu():
+    """Hide an Apple GPU, whose numbers differ from the CPU's; tests/test_runs_on_mps.py shows it again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.mps, "is_available", lambda: False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

@@ -63,12 +63,17 @@ def _by_backend(function, default: Any = None):
 
 
 @contextmanager
-def fake_gpu(source: Path = SOURCE) -> Iterator[FakeGpu]:
-    """Provide a fake CUDA device, and count what the code in `source`, a folder or a file, does with it."""
+def fake_gpu(source: Path = SOURCE, *, index: int = 0) -> Iterator[FakeGpu]:
+    """Provide a fake CUDA device, and count what the code in `source`, a folder or a file, does with it.
+
+    Args:
+        source: the code whose use of the device is counted.
+        index: the number of the device. Those with smaller numbers are reported, and every use of them raises.
+    """
     if FakeGpu.active is not None:
         raise RuntimeError("fake_gpu() is already active")
     register()
-    gpu = FakeGpu(source)
+    gpu = FakeGpu(source, index)
     start = torch.autocast.__init__
 
     def autocast(self, device_type, *args, **kwargs):
@@ -78,9 +83,9 @@ def fake_gpu(source: Path = SOURCE) -> Iterator[FakeGpu]:
     cuda = {
         "is_available": lambda: True,
         "is_initialized": lambda: True,
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
-        "set_device": lambda device: None,
+        "device_count": lambda: index + 1,
+        "current_device": lambda: gpu.current,
+        "set_device": gpu.set_current,
         "get_device_name": lambda device=None: properties.name,
         "get_device_properties": lambda device=None: properties,
         "get_device_capability": lambda device=None: (properties.major, properties.minor),
@@ -147,7 +152,9 @@ def _translated(value: Any) -> Any:
     if isinstance(value, str) and (value == "cuda" or value.startswith("cuda:")):
         value = torch.device(value)
     if isinstance(value, torch.device) and value.type in ("cuda", BACKEND):
-        if value.index not in (None, 0):
-            raise RuntimeError(f"CUDA error: invalid device ordinal (the fake GPU is cuda:0, not {value})")
+        gpu = FakeGpu.active
+        index = gpu.current if value.index is None else value.index
+        if value.type == "cuda" and index != gpu.index:
+            raise RuntimeError(f"CUDA error: invalid device ordinal (the fake GPU is cuda:{gpu.index}, not {value})")
         return DEVICE
     return value

@@ -35,7 +35,6 @@ BACKEND = "fgpu"  # its name in torch; users of the device see "cuda"
 DEVICE, CPU = torch.device("privateuseone", 0), torch.device("cpu")
 OUTSIDE = "outside"  # the line of an event that no line of the source has caused
 
-_CUDA = torch.device("cuda", 0)
 _aten = torch.ops.aten
 _COPIES = {_aten.copy_.default, _aten._to_copy.default, _aten._foreach_copy_.default}
 _INDEXED = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"}
@@ -63,11 +62,18 @@ class FakeGpu:
 
     active: ClassVar["FakeGpu | None"] = None  # the one whose context is open
 
-    def __init__(self, source: Path):
+    def __init__(self, source: Path, index: int = 0):
         self.source = str(source)
+        self.index = index  # of the device
+        self.has_float64 = True  # False as on MPS
+        self.current = 0  # index of the device that "cuda" means
         self.generator = torch.Generator()
         self.pinned: dict[int, torch.UntypedStorage] = {}  # address -> storage, kept so that no other gets the address
         self.reset()
+
+    def set_current(self, device: Any) -> None:
+        """Set the device that "cuda" means, an index or a device."""
+        self.current = device if isinstance(device, int) else torch.device(device).index
 
     def reset(self) -> None:
         """Set all counts to zero."""
@@ -145,6 +151,8 @@ class DeviceTensor(Tensor):
 
     @staticmethod
     def __new__(cls, host: Tensor) -> "DeviceTensor":
+        if host.dtype == torch.float64 and not current().has_float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
         return Tensor._make_wrapper_subclass(
             cls, host.size(), host.stride(), host.storage_offset(), dtype=host.dtype, layout=host.layout, device=DEVICE
         )
@@ -166,7 +174,7 @@ class DeviceTensor(Tensor):
 
     @property
     def device(self) -> torch.device:
-        return _CUDA
+        return torch.device("cuda", current().index)
 
     @property
     def is_cuda(self) -> bool:

@@ -14,7 +14,9 @@ from small_runs import StopAt
 from tiny_training import network, plain_network
 
 from skipway.distributed import collectives, process_group
+from skipway.distributed.fsdp import shard_model
 from skipway.errors import Interrupted
+from skipway.model_factory import create_model
 from skipway.training import checkpoint
 from skipway.training.loop import fit
 from skipway.training.losses import Classification
@@ -123,10 +125,31 @@ def train_all(folder):
     return out | {f"resumed.{k}": v.clone() for k, v in resumed.network.state_dict().items()}
 
 
+def memory_formats():
+    """Return 1 for each convolution of a sharded network that computes in bf16 and channels_last, else 0."""
+    torch.manual_seed(0)
+    layers = create_model("resnet20", num_classes=3, in_chans=3, layers=[1, 1, 1]).to(memory_format=torch.channels_last)
+    found = []
+
+    def look(module, inputs, output):
+        (x,) = inputs
+        is_half = output.dtype == torch.bfloat16
+        found.append(is_half and all(t.is_contiguous(memory_format=torch.channels_last) for t in (x, output)))
+
+    sharded = shard_model(layers, "cpu")
+    for module in sharded.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(look)
+    x = torch.randn(4, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        sharded(x).float().sum().backward()
+    return torch.tensor(found)
+
+
 def main(folder, only_scores=False):
     torch.set_num_threads(1)
     process_group.join_group("cpu")
-    out = {} if only_scores else train_all(folder)
+    out = {} if only_scores else {**train_all(folder), "channels_last": memory_formats()}
     torch.manual_seed(0)
     plain = plain_network()
     seen = score(

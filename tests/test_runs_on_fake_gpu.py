@@ -24,12 +24,13 @@ from skipway.commands.find_lr import find_lr
 from skipway.commands.probe import probe_run
 from skipway.data.image_spec import Spec
 from skipway.data.images.loader import Augmentation, ImageBatches
-from skipway.errors import Interrupted
+from skipway.errors import InputError, Interrupted
 from skipway.export import fuse, program
 from skipway.probe import batches_accuracy, batches_loss, flow, landscape, lesion
 from skipway.runs.recipe import UNUSED_BY_FIND_LR
 from skipway.runs.run_plots import draw_augmented
 from skipway.training.lr_finder import range_test
+from skipway.utils import devices
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -107,7 +108,7 @@ def test_an_image_run(device, data, tmp_path, options):
 
 @pytest.mark.parametrize("target", ["dear", "price"])
 def test_a_table_run(device, homes_csv, tmp_path, target):
-    run = train(homes_csv, target=target, output=tmp_path, epochs=2, ema=0.9, watch=True)
+    run = train(homes_csv, target=target, output=tmp_path, epochs=2, ema=0.9, watch=True, device=device)
     assert numbers(run.path)["resolved"]["device"] == "cuda"
     rows = pd.read_csv(homes_csv)
     host, moved = sw.load(run.path), sw.load(run.path).to(device)
@@ -166,6 +167,32 @@ def test_the_rate_that_is_found(device, data, monkeypatch):
         < find_lr(data, **{key: value for key, value in QUICK.items() if key not in UNUSED_BY_FIND_LR}).suggestion
         < 10
     )
+
+
+@pytest.fixture
+def without_float64(fake, monkeypatch):
+    """Provide a fake device that refuses float64, as MPS does."""
+    monkeypatch.setattr(devices, "_WITHOUT_FLOAT64", ("cuda",))
+    fake.has_float64 = False
+    return fake
+
+
+@pytest.mark.parametrize("name", ["whitening", "bf16", "muon"])
+def test_an_image_run_without_float64(without_float64, data, tmp_path, name):
+    run = quick(data, tmp_path, **{**SHORT, **RUNS[name]})
+    assert sw.evaluate(run.path, data).count and sw.predict(run.path, [data / "ant"])
+    assert probe_run(run.path, only=("flow", "lesion"), samples=8).plots
+
+
+@pytest.mark.parametrize("target", ["dear", "price"])
+def test_a_table_run_without_float64(without_float64, homes_csv, tmp_path, target):
+    run = train(homes_csv, target=target, output=tmp_path, epochs=1, watch=True, device="cuda", lr="auto")
+    expected = sw.evaluate(run.path, homes_csv)
+    moved = sw.evaluate(run.path, homes_csv, device="cuda")
+    assert moved.loss == pytest.approx(expected.loss, rel=1e-5)
+    wide = sw.load(run.path).double()
+    with pytest.raises(InputError, match="cannot use --device cuda: expected a model in float32, got one in float64"):
+        sw.predict(wide, homes_csv, device="cuda")
 
 
 # Networks
@@ -303,3 +330,72 @@ def test_augmented_images_are_drawn_from_the_device(device, tmp_path):
         )
     host, drawn = (np.asarray(Image.open(tmp_path / n / "plots" / "augmented.png")) for n in ("host", "device"))
     assert np.abs(host.astype(int) - drawn).max() <= 2
+
+
+# The second GPU
+
+
+@pytest.fixture
+def second():
+    """Provide a fake device "cuda:1"; every use of cuda:0 raises."""
+    with fake_gpu(index=1) as gpu:
+        yield gpu
+
+
+def test_a_run_on_the_second_gpu_leaves_the_first_alone(second, data, tmp_path):
+    run = quick(data, tmp_path, device="cuda:1", **SHORT)
+    assert numbers(run.path)["resolved"]["device"] == "cuda:1"
+    assert second.kernels > 500 and second.current == 0
+    second.reset()
+    assert sw.evaluate(run.path, data, split="train", device="cuda:1").count == 30
+    predictions = sw.predict(run.path, sorted((data / "ant").glob("*.png")), device="cuda:1")
+    assert all(prediction.usable for prediction in predictions) and second.kernels > 100
+
+
+def test_a_resumed_run_returns_to_the_second_gpu(second, data, tmp_path):
+    with pytest.raises(Interrupted):
+        quick(data, tmp_path, name="cut", stop=StopAt(POLLS + 3), device="cuda:1")
+    resumed = train(resume=tmp_path / "cut")
+    assert numbers(resumed.path)["resolved"]["device"] == "cuda:1"
+
+
+def test_the_rate_is_found_on_the_second_gpu(second, data, monkeypatch):
+    monkeypatch.setattr("skipway.commands.find_lr.range_test", partial(range_test, steps=12))
+    options = {key: value for key, value in QUICK.items() if key not in UNUSED_BY_FIND_LR}
+    assert find_lr(data, device="cuda:1", **options).suggestion > 0
+    assert second.kernels > 100
+
+
+def test_a_network_that_is_passed_is_not_moved(fake, data):
+    network = sw.create_model("resnet20", num_classes=3, in_chans=1, layers=[1, 1, 1])
+    network.spec = sw.Spec(1, 8, 8, (0.5,), (0.25,), ("ant", "bee", "cow"))
+    files = sorted((data / "ant").glob("*.png"))[:3]
+    fake.reset()
+    expected = sw.predict(network, files, engine="torch", precision="fp32")
+    assert fake.kernels == 0
+    moved = sw.predict(network, files, device="cuda")
+    assert fake.kernels > 10 and not next(network.parameters()).is_cuda
+    assert np.allclose(*([row.top[0][1] for row in rows] for rows in (expected, moved)), atol=1e-5)
+
+
+def test_auto_takes_the_gpu_unless_the_engine_or_the_precision_is_of_the_cpu(fake, data, tmp_path):
+    run = quick(data, tmp_path, **SHORT, device="cpu")
+    files = sorted((data / "ant").glob("*.png"))[:3]
+    fake.reset()
+    sw.predict(run.path, files, precision="bf16")
+    assert fake.kernels == 0
+    sw.predict(run.path, files)
+    assert fake.kernels > 10
+    with pytest.raises(
+        InputError, match="cannot use engine 'torch' with precision 'bf16': only an image model on a CPU"
+    ):
+        sw.predict(run.path, files, engine="torch", precision="bf16", device="cuda")
+
+
+def test_auto_leaves_a_table_on_the_cpu(fake, homes_csv, tmp_path):
+    run = train(homes_csv, target="dear", output=tmp_path, epochs=1)
+    assert numbers(run.path)["resolved"]["device"] == "cpu"
+    sw.evaluate(run.path, homes_csv)
+    sw.predict(run.path, homes_csv)
+    assert fake.kernels == 0
+    assert sw.evaluate(run.path, homes_csv, device="cuda").count and fake.kernels > 10

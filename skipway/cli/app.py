@@ -7,6 +7,7 @@ import atexit
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -23,7 +24,7 @@ from skipway.cli.weights_options import weights
 from skipway.errors import Interrupted, SkipwayError
 from skipway.utils import stop_signals
 from skipway.utils.address_space import refuse_small_address_space
-from skipway.utils.console import print_error
+from skipway.utils.console import print_error, print_warning
 
 __all__ = ["app", "main"]
 
@@ -78,7 +79,8 @@ def main(words: list[str] | None = None) -> None:
     COMMAND_LINE.words = sys.argv[1:] if words is None else words
     stop_signals.STOP.interrupts = True
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home folder that is not writable
-    with stop_signals.STOP:
+    with stop_signals.STOP, warnings.catch_warnings():
+        warnings.showwarning = print_warning
         code = _run(lambda: _call(words))
         for stream in (sys.stdout, sys.stderr):
             try:

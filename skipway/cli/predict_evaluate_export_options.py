@@ -1,7 +1,7 @@
 """Commands that use a trained model: predict, evaluate, export."""
 
 import sys
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -42,12 +42,23 @@ Precision = Annotated[
 ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Computation:
+    """Options on how outputs are computed that predict and evaluate share."""
+
+    device: Annotated[str, Parameter(help="Compute device: auto, cpu, cuda, cuda:1, xpu or mps.")] = "auto"
+    tta: Views = False
+
+
+_DEFAULT_COMPUTATION = Computation()
+
+
 def predict(
     run: Path,
     /,
     *sources: Path,
     top: int = 3,
-    tta: Views = False,
+    computation: Annotated[Computation, Parameter(name="*")] = _DEFAULT_COMPUTATION,
     csv: Path | None = None,
     strict: Annotated[bool, switch()] = False,
     engine: Engine = "auto",
@@ -79,7 +90,8 @@ def predict(
         run,
         sources,
         top=top,
-        tta=tta,
+        device=computation.device,
+        tta=computation.tta,
         engine=engine,
         precision=precision,
         console=Console(stream=sys.stderr),
@@ -106,7 +118,7 @@ def evaluate(
     /,
     *,
     split: Annotated[Literal["train", "val", "test"] | None, Parameter(show_default=False)] = None,
-    tta: Views = False,
+    computation: Annotated[Computation, Parameter(name="*")] = _DEFAULT_COMPUTATION,
     engine: Annotated[
         Literal["auto", "torch", "openvino"],
         Parameter(help="Inference engine; auto evaluates as the end of the run did."),
@@ -136,7 +148,8 @@ def evaluate(
         run,
         data,
         split=split,
-        tta=tta,
+        device=computation.device,
+        tta=computation.tta,
         engine=engine,
         precision=precision,
         console=Console(stream=sys.stderr),

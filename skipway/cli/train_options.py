@@ -74,7 +74,9 @@ def train(
         restart_gathering()
     if nproc > 1 and "WORLD_SIZE" not in os.environ:
         from skipway.distributed.launch import launch
+        from skipway.utils.devices import refuse_excess_processes
 
+        refuse_excess_processes(nproc, str(_option("device", "auto", options, config, resume)))
         stop_signals.STOP.defer()  # each process saves its state
         return launch(nproc, COMMAND_LINE.words)
     with paused_collection():
@@ -100,13 +102,18 @@ def train(
 
 def _recomputes(options: Mapping[str, Any], config: Path | None, resume: Path | None) -> bool:
     """Check if the run uses activation checkpointing; an unreadable config is reported later."""
-    if "recompute" in options:
-        return bool(options["recompute"] != "none")
+    return bool(_option("recompute", "none", options, config, resume) != "none")
+
+
+def _option(name: str, default: Any, options: Mapping[str, Any], config: Path | None, resume: Path | None) -> Any:
+    """Return an option of the command line, the config file or the resumed run, or its default."""
+    if name in options:
+        return options[name]
     for file in (config, resume / "config.yaml" if resume else None):
         with suppress(OSError, SkipwayError):
-            if file is not None and Recipe.read(file).get("recompute", "none") != "none":
-                return True
-    return False
+            if file is not None:
+                return Recipe.read(file).get(name, default)
+    return default
 
 
 def find_lr(

@@ -9,8 +9,7 @@ import torch
 
 from skipway.kernels.layer_dispatch import kernel_status
 from skipway.runs.environment import processor
-from skipway.training.trainer import has_bf16
-from skipway.utils.devices import available_threads
+from skipway.utils.devices import available_threads, device_for, device_name, device_names, has_bf16
 
 __all__ = ["EXTRAS", "environment_facts", "environment_table"]
 
@@ -32,8 +31,6 @@ def environment_table() -> str:
 
 def environment_facts() -> dict[str, str]:
     """Return versions, processor, threads, precision and extras by name."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     threads = available_threads()
     return {
         "skipway": version("skipway"),
@@ -41,8 +38,8 @@ def environment_facts() -> dict[str, str]:
         "platform": platform.platform(),
         "processor": f"{processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "threads": f"{threads.count}, limited by {threads.reason}",
-        "gpu": gpu,
-        "precision": "bf16" if has_bf16(device) else "fp32",
+        "gpu": ", ".join(f"{device} ({device_name(device)})" for device in device_names()[1:]) or "none",
+        "precision": "bf16" if has_bf16(device_for("auto")) else "fp32",
         "kernels": kernel_status(),
         **{name: _version(name) for name in ("torch", "pillow", "safetensors", "scikit-learn", "numpy")},
         **{f"{name} extra": _extra(module, name) for name, module in EXTRAS.items()},

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from skipway.commands.evaluation_output import ALL, AnyEvaluation, evaluation_of
-from skipway.commands.inference_engine import ENGINES, with_fastest_engine
+from skipway.commands.inference_device import network_on_device
+from skipway.commands.inference_engine import ENGINES, needs_cpu, with_fastest_engine
 from skipway.data.column_roles import ColumnRoles
 from skipway.data.image_spec import Spec
 from skipway.data.images.decode_source import Storage
@@ -31,7 +32,6 @@ from skipway.data.tables.table_source import open_table_source
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.head import require_classes
-from skipway.models.load_model import load
 from skipway.models.network import Network
 from skipway.models.network_outputs import average_views, batch_size_for
 from skipway.runs.open_recipe_data import open_recipe_data
@@ -59,6 +59,7 @@ def evaluate(
     tta: bool = False,
     engine: str = "auto",
     precision: str = "auto",
+    device: str = "auto",
     console: Console | None = None,
     stop: StopFlag | None = None,
     **options: Any,
@@ -77,6 +78,8 @@ def evaluate(
         tta: average the outputs over several views of each image (test-time augmentation).
         engine: inference engine: "auto", "torch" or "openvino".
         precision: "auto", "fp32", "bf16" or "int8".
+        device: "auto", "cpu", "cuda", "cuda:1", "xpu" or "mps". "auto" leaves a network where it is, and uses an
+            accelerator for the images of a run or a file if there is one.
         console: prints progress and warnings; by default, nothing is printed.
         stop: flag that stops the evaluation when it is set.
         options: options of `train` on how the data are read, such as target, image_root and follow_links.
@@ -99,7 +102,8 @@ def evaluate(
     console, stop = console or Console(quiet=True), stop or StopFlag()
     with hold_data(data, y) as name:
         reading = recipe_for_reading("evaluate", name, options)
-        return _evaluate(run, reading, split, tta=tta, engine=engine, precision=precision, console=console, stop=stop)
+        method = _Method(device=device, engine=engine, precision=precision, tta=tta)
+        return _evaluate(run, reading, split, method=method, console=console, stop=stop)
 
 
 def _evaluate(
@@ -107,15 +111,16 @@ def _evaluate(
     reading: Recipe,
     split: str | None,
     *,
-    tta: bool,
-    engine: str,
-    precision: str,
+    method: "_Method",
     console: Console,
     stop: StopFlag,
 ) -> AnyEvaluation:
     """Evaluate a trained model on the data of a recipe; the other arguments are those of `evaluate`."""
     data = str(reading.data)
-    network, run_path = (run, None) if isinstance(run, Network) else (load(run), Path(run))
+    run_path = None if isinstance(run, Network) else Path(run)
+    is_open = (method.engine, method.precision) == ("auto", "auto")
+    chosen = _evaluated_by(run_path) if is_open else (method.engine, method.precision)
+    network = network_on_device(run, method.device, needs_cpu=chosen is not None and needs_cpu(*chosen))
     require_classes(network.plan, "evaluate")
     if isinstance(network.spec, TableSpec):
         return _evaluate_table(network, reading, split, run=run_path, console=console)
@@ -149,13 +154,11 @@ def _evaluate(
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} while evaluating. Run it again.")
 
-    is_open = (engine, precision) == ("auto", "auto")
-    chosen = _evaluated_by(run_path) if is_open else (engine, precision)
-    if chosen is not None:
+    device = next(network.parameters()).device
+    if chosen is not None and (device.type == "cpu" or not is_open):
         inputs = len(rows)
         network = with_fastest_engine(network, *chosen, inputs=inputs, run=run_path, console=console, stop=stop)
-    model = average_views(network, network.require_image_spec()) if tta else network
-    device = next(network.parameters()).device
+    model = average_views(network, network.require_image_spec()) if method.tta else network
     scores = score(model, batches, task_of(spec), autocast=nullcontext, device=device, poll=poll)
     trained = _trained_digests(run_path)
     return evaluation_of(
@@ -168,6 +171,16 @@ def _evaluate(
         trained_on=sum(digest in trained for digest in images.digests),
         is_asked=is_asked,
     )
+
+
+@dataclass(frozen=True)
+class _Method:
+    """Method of computing the outputs of a model; see the arguments of `evaluate`."""
+
+    device: str
+    engine: str
+    precision: str
+    tta: bool
 
 
 def _run_folder(run: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from skipway.runs.recipe import UNUSED_BY_FIND_LR, Recipe
 from skipway.training.lr_finder import RangeTest, range_test
 from skipway.training.trainer import Trainer, preserve_global_state
 from skipway.utils.console import Console
-from skipway.utils.devices import set_threads
+from skipway.utils.devices import current_device, device_for, set_threads
 from skipway.utils.output_files import refuse_output
 from skipway.utils.stop_signals import StopFlag
 
@@ -70,8 +71,9 @@ def find_lr(
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} before the LR range test ended. Run it again.")
 
-    with hold_data(data, y) as name, preserve_global_state():
+    with hold_data(data, y) as name, preserve_global_state(), ExitStack() as stack:
         recipe = Recipe.of({"data": os.fspath(name), "model": model, **options})
+        stack.enter_context(current_device(device_for(recipe.device)))
         datamodule = open_datamodule(recipe, new=True, epochs_given=True, transform=transform)
         is_table = datamodule.noun == "rows"
         set_threads(recipe.threads, table=is_table, report=console.print)

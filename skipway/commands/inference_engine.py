@@ -20,11 +20,11 @@ from skipway.nn.shape_inference import evaluation
 from skipway.probe.summary import summary
 from skipway.runs.report_samples import samples_of
 from skipway.training.losses import Task, task_of
-from skipway.training.trainer import has_bf16
 from skipway.utils.console import Console
+from skipway.utils.devices import has_bf16
 from skipway.utils.stop_signals import StopFlag
 
-__all__ = ["ENGINES", "with_fastest_engine"]
+__all__ = ["ENGINES", "needs_cpu", "with_fastest_engine"]
 
 ENGINES = ("auto", "openvino", "torch")
 _CALIBRATION = {"train": 128, "val": 500}  # train samples set the int8 ranges, val samples measure the accuracy loss
@@ -32,6 +32,11 @@ _FEW_INPUTS = 40  # for fewer inputs another engine never pays off; counting the
 _MAX_LOSS = 0.02  # largest accepted loss of the metric in int8
 _BATCH_SIZE = 64  # samples per step of the metric
 _METRICS = {"classification": "accuracy", "multilabel": "mean average precision", "regression": "R2"}
+
+
+def needs_cpu(engine: str, precision: str) -> bool:
+    """Return True if an engine or a precision exists only for models on a CPU."""
+    return engine == "openvino" or precision not in ("auto", "fp32")
 
 
 def with_fastest_engine(
@@ -75,7 +80,7 @@ def with_fastest_engine(
             "--precision."
         )
     if not _can_choose(network):
-        if engine != "openvino" and precision in ("auto", "fp32"):
+        if not needs_cpu(engine, precision):
             return network
         raise InputError(
             f"cannot use engine {engine!r} with precision {precision!r}: only an image model on a CPU, without another "

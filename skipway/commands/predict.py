@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from skipway.commands.inference_engine import with_fastest_engine
+from skipway.commands.inference_device import network_on_device
+from skipway.commands.inference_engine import needs_cpu, with_fastest_engine
 from skipway.commands.prediction_inputs import PredictionInput, prepare_ahead
 from skipway.commands.prediction_output import MAX_SHARES, NOT_FINITE, Prediction, Shares
 from skipway.commands.table_inputs import list_image_inputs
@@ -20,7 +21,6 @@ from skipway.data.tables.id_columns import IdColumns
 from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.head import require_classes
-from skipway.models.load_model import load
 from skipway.models.network import Network
 from skipway.models.network_outputs import as_table, batch_size_for, pixel_outputs, row_outputs
 from skipway.utils.console import Console
@@ -40,6 +40,7 @@ def predict(
     tta: bool = False,
     engine: str = "auto",
     precision: str = "auto",
+    device: str = "auto",
     skip_rows: int | None = None,
     header: bool | None = None,
     console: Console | None = None,
@@ -62,6 +63,8 @@ def predict(
         precision: "fp32", "bf16", "int8" (calibrated on training images of the run), or "auto" (for classes and labels,
             bf16 if the hardware supports it; else fp32). Probabilities differ by about 1e-6 in fp32, and by about 1e-3
             in bf16.
+        device: "auto", "cpu", "cuda", "cuda:1", "xpu" or "mps". "auto" leaves a network where it is, and uses an
+            accelerator for the images of a run or a file if there is one.
         skip_rows: number of lines above the header of text tables; None to detect them.
         header: False if the first line of text tables is a row, as in training; None to check it.
         console: prints progress and warnings; by default, nothing is printed.
@@ -85,7 +88,7 @@ def predict(
     if top < 1:
         raise InputError(f"invalid top: expected an integer of at least 1, got {top}. Pass such a number.")
     layout = TableLayout(skip_rows=skip_rows, header=header)
-    network = run if isinstance(run, Network) else load(run)
+    network = network_on_device(run, device, needs_cpu=needs_cpu(engine, precision))
     require_classes(network.plan, "predict")
     if isinstance(network.spec, TableSpec):
         return _predict_tables(network, sources, top, console, layout)

@@ -28,13 +28,18 @@ __all__ = [
 ]
 
 R = TypeVar("R")
-# Errors of gloo, NCCL and the store of torch. Their names are not enough: they also report mismatched tensor shapes.
+# Errors of gloo, NCCL and the store of torch, whose names are in their first lines. Their names are not enough: they
+# also report mismatched tensor shapes.
+_TRANSPORT = re.compile(r"\b(?:gloo|nccl|c10d|recv)", re.IGNORECASE)
+_FRAMES = re.compile(r"\n(?:Exception raised from|frame #\d)")  # stack of C++, whose names are not the cause
+# Errors of NCCL about this process: its arguments, its GPU, or its driver.
+_OWN_FAULT = re.compile(r"nccl(?:InvalidUsage|InvalidArgument|UnhandledCudaError)|duplicate gpu", re.IGNORECASE)
 _BROKEN = re.compile(
     r"connection (?:was likely )?closed|connection reset|connection refused|broken pipe|socket closed|failed to connect"
     r"|remote ?error|remote process exit|communicator was aborted",
     re.IGNORECASE,
 )
-_TIMEOUT = re.compile(r"(?:gloo|nccl|store|socket|recv).*(?:timed out|timeout)", re.IGNORECASE | re.DOTALL)
+_TIMEOUT = re.compile(r"timed out|timeout", re.IGNORECASE)
 
 
 def rank() -> int:
@@ -112,12 +117,22 @@ def run_on_rank0(make: Callable[[], R]) -> R:
 
 def is_peer_lost(error: Exception) -> bool:
     """Return True if the error means that the connection to another process of the training broke."""
-    return world_size() > 1 and _BROKEN.search(str(error)) is not None
+    return world_size() > 1 and _BROKEN.search(_transport_error(error)) is not None
 
 
 def is_peer_silent(error: Exception) -> bool:
     """Return True if the error means that another process of the training timed out."""
-    return world_size() > 1 and not is_peer_lost(error) and _TIMEOUT.search(str(error)) is not None
+    return world_size() > 1 and not is_peer_lost(error) and _TIMEOUT.search(_transport_error(error)) is not None
+
+
+def _transport_error(error: Exception) -> str:
+    """Return the text of an error of the connections between processes; "" for any other error, or one of this process.
+
+    gloo raises RuntimeError, so that its name must be in the text. The stack that follows the text is left out.
+    """
+    text = _FRAMES.split(str(error))[0]
+    is_transport = isinstance(error, dist.DistError) or (type(error) is RuntimeError and _TRANSPORT.search(text))
+    return text if is_transport and not _OWN_FAULT.search(text) else ""
 
 
 def explain_peer(error: Exception, run: str = "RUN") -> Interrupted | None:

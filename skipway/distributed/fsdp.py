@@ -6,6 +6,7 @@ Sources: ZeRO, Rajbhandari et al. 2019, arXiv:1910.02054; FSDP, Zhao et al. 2023
 
 from collections.abc import Iterator
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -17,9 +18,11 @@ __all__ = ["full_state_dict", "shard_like", "shard_model", "full_tensor"]
 def shard_model(network: nn.Module, device: str) -> nn.Module:
     """Shard a network, which is equal in all processes, in place.
 
+    FSDP only shards contiguous weights. Convolutions of batches in channels_last compute in it all the same.
+
     Args:
         network: each residual block becomes a unit of FSDP.
-        device: device type of the mesh, "cpu" or "cuda".
+        device: device type of the mesh, such as "cpu" or "cuda".
 
     Returns:
         The network, with the shards of this process.
@@ -27,6 +30,7 @@ def shard_model(network: nn.Module, device: str) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     for block in [*_blocks(network), network]:
         fully_shard(block, mesh=mesh)

@@ -17,15 +17,17 @@ import torch.distributed as dist
 
 from skipway.distributed.collectives import explain_peer, world_size
 from skipway.errors import InputError, Interrupted, printable
+from skipway.utils.devices import local_processes, refuse_excess_processes
 from skipway.utils.stop_signals import STOP
 
-__all__ = ["LAUNCHER", "join_group", "joined_group", "leave_group", "local_device"]
+__all__ = ["LAUNCHER", "PATIENCE", "join_group", "joined_group", "joined_store", "leave_group", "local_device"]
 
 LAUNCHER = "SKIPWAY_LAUNCHER"  # environment variable with the process id of the launcher of `--nproc`
 _GLANCE = 0.5  # seconds between checks of the launcher
 _left = threading.Event()  # set when this process leaves the group that it joined last
 _MEETING = timedelta(minutes=2)  # timeout of the rendezvous
-_PATIENCE = timedelta(minutes=10)  # timeout of collectives
+PATIENCE = timedelta(minutes=10)  # timeout of collectives
+_store: dist.Store | None = None  # of the group that this process has joined
 
 
 @contextlib.contextmanager
@@ -52,23 +54,28 @@ def join_group(device: str) -> None:
     Until `leave_group`, this process stops like after SIGTERM, with its progress saved, if the launcher ends.
 
     Args:
-        device: "cpu" or "cuda"; cuda selects the GPU with the LOCAL_RANK of this process.
+        device: "cpu", or an accelerator. Without an index, this process gets the one with its LOCAL_RANK.
 
     Raises:
-        InputError: the rendezvous at MASTER_ADDR and MASTER_PORT failed.
+        InputError: the processes are more than the devices, or the rendezvous at MASTER_ADDR and MASTER_PORT failed.
         Interrupted: the launcher ended.
     """
+    global _store
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    refuse_excess_processes(local_processes(), device)
+    backend = "gloo"
+    kind, _, index = device.partition(":")
+    if kind != "cpu":
+        torch.get_device_module(kind).set_device(int(index or os.environ.get("LOCAL_RANK", "0")))
+        backend = f"cpu:gloo,{kind}:{dist.get_default_backend_for_device(kind)}"
     launcher = int(os.environ.get(LAUNCHER, os.getppid()))
     if dist.is_torchelastic_launched():
         _watch_launcher(launcher)
-    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=_MEETING))
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        _store = store
     except (RuntimeError, ValueError) as error:
         if dist.is_torchelastic_launched():
             time.sleep(_GLANCE)  # connections break before the process gets a new parent, or a signal
@@ -82,7 +89,10 @@ def join_group(device: str) -> None:
 
 
 def _watch_launcher(launcher: int) -> None:
-    """Start a thread that sends SIGTERM to this process when the launcher is no longer its parent."""
+    """Start a thread that sends SIGTERM to this process when the launcher is no longer its parent.
+
+    A process that does not leave the group in time is stuck in a call, such as a collective of a GPU, and is ended.
+    """
     global _left
     _left = left = threading.Event()
 
@@ -92,6 +102,10 @@ def _watch_launcher(launcher: int) -> None:
                 return
         STOP.request(_end_of(launcher))
         os.kill(os.getpid(), signal.SIGTERM)
+        if not left.wait(PATIENCE.total_seconds()):
+            line = f"skipway: {_end_of(launcher)} did not stop this process, which was stuck; saved files are intact\n"
+            os.write(2, line.encode())
+            os._exit(Interrupted.exit_code)
 
     threading.Thread(target=watch, name="skipway-launcher", daemon=True).start()
 
@@ -102,13 +116,20 @@ def _end_of(launcher: int) -> str:
 
 def leave_group() -> None:
     """Leave the process group and stop watching the launcher."""
+    global _store
     _left.set()
+    _store = None
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
+def joined_store() -> dist.Store | None:
+    """Return the store through which the processes met, or None in a single process."""
+    return _store
+
+
 def local_device(device: str) -> torch.device:
-    """Return the device of this process: for cuda with several processes, the GPU with its LOCAL_RANK."""
-    if device == "cuda" and world_size() > 1:
+    """Return the device of this process: with several processes, the accelerator with its LOCAL_RANK."""
+    if device in ("cuda", "xpu") and world_size() > 1:  # a device of an index is the only one of a machine
         return torch.device(device, int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device(device)

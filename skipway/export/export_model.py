@@ -29,7 +29,7 @@ from skipway.export.onnx_file import (
 from skipway.export.quantization import PRECISIONS
 from skipway.models.network import Network, with_converted_trunk
 from skipway.nn.chain import Chain
-from skipway.training.trainer import has_bf16
+from skipway.utils.devices import has_bf16
 from skipway.utils.tracing import is_symbolic, is_transformed
 
 __all__ = ["Exported", "fuse", "onnx", "program"]

@@ -24,7 +24,7 @@ from skipway.export.quantization import PRECISIONS, Observer
 from skipway.kernels.layer_dispatch import run_layers
 from skipway.models.network import Network, with_converted_trunk
 from skipway.nn.chain import Chain
-from skipway.training.trainer import has_bf16
+from skipway.utils.devices import has_bf16
 
 __all__ = ["engine", "fastest"]
 

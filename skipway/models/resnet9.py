@@ -18,6 +18,7 @@ from skipway.models.head import Scaled, classifier, pooled_channels, pooling
 from skipway.nn.blocks import Layers, Step
 from skipway.nn.chain import Chain
 from skipway.nn.skip import Skip
+from skipway.utils.devices import has_float64
 
 __all__ = ["NETWORKS", "ResNet9Plan", "Whitening", "resnet9", "whiten"]
 
@@ -57,7 +58,8 @@ class Whitening(nn.Conv2d):
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
-        """Compute the filters from images x (B, C, H, W), normalized as for training."""
+        """Compute the filters in float64 from images x (B, C, H, W), normalized as for training."""
+        x = x if has_float64(x.device.type) else x.cpu()
         products, count = torch.zeros(4 * x.shape[1], 4 * x.shape[1], dtype=torch.float64, device=x.device), 0
         for part in x.split(_BATCH):
             patches = part.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, len(products)).double()

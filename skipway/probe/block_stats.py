@@ -20,6 +20,7 @@ from skipway.nn.chain import Chain
 from skipway.nn.reversible import Coupling, Reversible
 from skipway.nn.skip import Skip
 from skipway.probe.call_inputs import call_network
+from skipway.utils.devices import forked_rng
 from skipway.utils.finite_values import finite_values
 
 __all__ = [
@@ -109,14 +110,16 @@ def untouched(network: nn.Module) -> Iterator[None]:
     modes = {m: m.training for m in network.modules()}
     held = [(buffers, dict(buffers)) for m in modes if (buffers := vars(m).get("_buffers"))]
     copies: dict[Tensor | None, Tensor | None] = {None: None}  # modules that share a buffer share its copy
-    devices = sorted({p.device.index for p in network.parameters() if p.device.type == "cuda"})
+    devices = sorted({p.device for p in network.parameters()}, key=str)
     try:
         for buffers, values in held:
             for name, value in values.items():
                 if value not in copies:
                     copies[value] = value.clone()
                 buffers[name] = copies[value]
-        with torch.random.fork_rng(devices=devices):
+        with ExitStack() as stack:
+            for device in devices:
+                stack.enter_context(forked_rng(device))
             yield
     finally:
         for buffers, values in held:
@@ -236,7 +239,7 @@ def batches_loss(
                 outputs = call_network(network, tree_map(lambda tensor, part=part: tensor[part].to(device), x))
                 total += float((loss or natural_loss)(outputs, targets)) * len(targets)
                 if not y.is_floating_point():
-                    right += float((outputs.argmax(1) == targets).double().mean()) * len(targets)
+                    right += int((outputs.argmax(1) == targets).sum())
         return total / len(y) if y.is_floating_point() else (total / len(y), right / len(y))
 
     return evaluate

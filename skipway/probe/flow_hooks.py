@@ -16,6 +16,7 @@ from skipway.nn.joins import Gate, Scale
 from skipway.nn.reversible import Coupling
 from skipway.nn.skip import Skip
 from skipway.probe.block_stats import Block, blocks_of
+from skipway.utils.devices import has_float64
 
 __all__ = ["BlockCall", "FlowRecorder", "MeanSquare", "norm_of", "record_flow", "weights_of"]
 
@@ -39,8 +40,9 @@ class MeanSquare:
 
 
 def norm_of(value: Tensor) -> Tensor:
-    """Return the norm of a tensor in float64."""
-    return torch.linalg.vector_norm(value.detach(), dtype=torch.float64)
+    """Return the norm of a tensor in float64, or in float32 on a device without it."""
+    dtype = torch.float64 if has_float64(value.device.type) else torch.float32
+    return torch.linalg.vector_norm(value.detach(), dtype=dtype)
 
 
 class BlockCall:

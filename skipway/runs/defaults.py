@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from skipway.data.output_spec import TaskName
 from skipway.distributed import collectives
 from skipway.errors import InputError
 from skipway.runs.recipe import Recipe
 from skipway.runs.small_sets import FEW_IMAGES, small_batch_size
-from skipway.training.trainer import Settings, has_bf16
+from skipway.training.trainer import Settings
+from skipway.utils.devices import device_for, has_bf16
 
 __all__ = [
     "FAMILY_DEFAULTS",
@@ -23,7 +22,6 @@ __all__ = [
     "TargetCounts",
     "batch_size_for",
     "class_weights_for",
-    "device_for",
     "head_for",
     "most_pieces",
     "most_table_epochs",
@@ -177,7 +175,7 @@ def settings_for(
     Raises:
         InputError: the device is missing, or another option excludes FSDP.
     """
-    device = device_for(recipe.device)
+    device = device_for(recipe.device, rows=targets.count if is_table else None)
     if recipe.fsdp:
         _refuse_unshared(recipe)
     head = head_for(recipe, plan, pretrained=pretrained, count=targets.count)
@@ -315,13 +313,3 @@ def _refuse_unshared(recipe: Recipe) -> None:
         raise InputError(
             "cannot use --recompute with --fsdp: gradients of sharded weights would be lost. Drop one of them."
         )
-
-
-def device_for(requested: str) -> str:
-    """Return the device for the option `requested` on this machine: "cpu" or "cuda"."""
-    has_cuda = torch.cuda.is_available()
-    if requested == "cuda" and not has_cuda:
-        raise InputError("cannot use --device cuda: torch finds no GPU. Drop --device, or install torch with CUDA.")
-    if requested != "auto":
-        return requested
-    return "cuda" if has_cuda else "cpu"

@@ -10,6 +10,7 @@ import torch
 
 from skipway.kernels.layer_dispatch import kernel_status
 from skipway.runs.recipe import Recipe
+from skipway.utils.devices import device_name
 
 __all__ = ["describe_environment", "processor", "repeat_command"]
 
@@ -19,7 +20,7 @@ def describe_environment(recipe: Recipe, device: str, precision: str, network: s
 
     Args:
         recipe: options of the run.
-        device: "cpu" or "cuda".
+        device: "cpu", or an accelerator such as "cuda".
         precision: "bf16" or "fp32".
         network: repr of the network.
     """
@@ -30,7 +31,7 @@ def describe_environment(recipe: Recipe, device: str, precision: str, network: s
         "platform": platform.platform(),
         "cpu": processor(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "device": device_name(device),
         "precision": precision,
         "kernels": kernel_status(),
         "command": repeat_command(recipe),

@@ -25,10 +25,11 @@ from skipway.data.sample_order import Shard
 from skipway.data.sources.image_source import SPLITS, Source
 from skipway.data.value_range import describe_range
 from skipway.distributed import collectives
+from skipway.distributed.unequal_work import unequal_work
 from skipway.errors import InputError, printable
 from skipway.models.network import Network
 from skipway.models.resnet9 import Whitening, whiten
-from skipway.runs.defaults import TargetCounts, batch_size_for, device_for, head_for, precision_for
+from skipway.runs.defaults import TargetCounts, batch_size_for, head_for, precision_for
 from skipway.runs.feature_size import FIT_SECONDS, feature_size, seconds_for_features
 from skipway.runs.initial_network import TrainedWeights, choose_model, initial_network, trained_weights
 from skipway.runs.last_layers_plan import frozen_layer_for, size_for_last_layers
@@ -51,6 +52,7 @@ from skipway.training.losses import Task, task_of
 from skipway.training.scores import Scores
 from skipway.training.trainer import Settings
 from skipway.utils.console import Console
+from skipway.utils.devices import device_for
 from skipway.utils.format_text import count_of, join_counts, short_repr
 from skipway.utils.stop_signals import StopFlag
 
@@ -198,14 +200,15 @@ class ImageDataModule:
 
     def prepare(self, console: Console, stop: StopFlag, *, keep_samples: bool = True) -> None:
         """Decode every image, reject duplicates across splits, and split off the validation images."""
-        self.images = decode_images(
-            self.source,
-            self.decode_settings,
-            self.recipe.max_unreadable,
-            console=console,
-            stop=stop,
-            storage=Storage(cache_size=self.recipe.cache_size, keep_pixels=keep_samples),
-        )
+        with unequal_work(stop):
+            self.images = decode_images(
+                self.source,
+                self.decode_settings,
+                self.recipe.max_unreadable,
+                console=console,
+                stop=stop,
+                storage=Storage(cache_size=self.recipe.cache_size, keep_pixels=keep_samples),
+            )
         split_images(self.images, split_options(self.recipe))
         self.images.warnings += warnings_of(self.images)
         if self.images.mirrored and self.recipe.augment != "none" and keep_samples:

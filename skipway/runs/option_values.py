@@ -6,6 +6,7 @@ from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from skipway.errors import did_you_mean
+from skipway.utils.devices import DEVICE_FORM, DEVICE_WORDS
 from skipway.utils.format_text import short_repr
 
 __all__ = ["TEXTS", "choices", "option_problem"]
@@ -27,6 +28,7 @@ TEXTS = {
         rf"{_STAGE}(?:,{_STAGE})+", "two or more networks with the epochs of each, as resnet20:4,resnet56:8"
     ),
     "img_size": TextForm(r"[1-9]\d{0,3}:[1-9]\d{0,3}", "a whole number, or two as 128:224"),
+    "device": TextForm(DEVICE_FORM, DEVICE_WORDS),
     "augment": TextForm(
         rf"auto|none|light|medium|strong|(?!.*(?:shift.*zoom|zoom.*shift))(?!.*\b(\w+)\b.*\b\1\b){_PART}(?:\+{_PART})*",
         "auto, none, light, medium, strong, or some of flip, shift (or zoom), affine, color, trivial and "

@@ -192,7 +192,7 @@ class Recipe(DataOptions):
         minimum=1e-3,
         maximum=1,
     )
-    device: Literal["auto", "cpu", "cuda"] = option("Hardware", "auto", "Compute device.")
+    device: str = option("Hardware", "auto", "Compute device: auto, cpu, cuda, cuda:1, xpu or mps.")
     precision: Literal["auto", "bf16", "fp32"] = option(
         "Hardware", "auto", "Compute precision; auto: bf16 if the hardware supports it."
     )

@@ -21,7 +21,7 @@ from skipway.runs.recipe import GROUPS, Recipe
 from skipway.runs.table_datamodule import TableDataModule
 from skipway.training.trainer import Settings
 from skipway.utils.console import duration
-from skipway.utils.devices import available_threads
+from skipway.utils.devices import LARGE_TABLE, available_threads, device_counts
 from skipway.utils.format_text import count_of
 
 __all__ = ["ResolvedOption", "ResolvedOptions", "resolved_options"]
@@ -110,7 +110,7 @@ def _automatic_values(
         **{name: (getattr(settings, name), f"{by_family} with {settings.optimizer}") for name in _OF_FAMILY},
         "batch_size": (batch_size, _training_samples(datamodule)),
         "epochs": _epochs(datamodule, settings),
-        "device": (settings.device, "GPU found" if settings.device == "cuda" else "no GPU found"),
+        "device": (settings.device, _device_reason(settings, is_table=datamodule.noun == "rows")),
         "precision": (settings.precision, _precision_reason(settings, is_table=datamodule.noun == "rows")),
         "threads": _threads(is_table=datamodule.noun == "rows"),
         "head": (settings.head, _head_reason(network, settings)),
@@ -131,6 +131,14 @@ def _automatic_values(
         automatic["task"] = network.spec.task, f"values of {network.spec.target}"
         automatic["model"] = "auto", f"{plan['name']}, the network for tables"
     return automatic
+
+
+def _device_reason(settings: Settings, *, is_table: bool) -> str:
+    if settings.device != "cpu":
+        return "GPU found"
+    if is_table and device_counts():
+        return f"tables below {LARGE_TABLE:,} rows train faster on a CPU"
+    return "no GPU found"
 
 
 def _image_values(datamodule: ImageDataModule, network: Network, settings: Settings) -> dict[str, tuple[Any, str]]:

@@ -19,6 +19,7 @@ from skipway.runs.run_folder import read_recipe
 from skipway.training.best_weights import forget_other_weights
 from skipway.training.checkpoint import Checkpoint
 from skipway.training.settings_diff import differences
+from skipway.utils.devices import device_exists
 from skipway.utils.format_text import count_of
 
 __all__ = [
@@ -174,7 +175,7 @@ def machine_facts(device: str, precision: str) -> dict[str, Any]:
     """Return the properties of machine and software that the exact weights of a run depend on.
 
     Args:
-        device: "cpu" or "cuda".
+        device: "cpu", or an accelerator such as "cuda".
         precision: "bf16" or "fp32".
     """
     return {
@@ -268,12 +269,11 @@ def _refuse_edited(requested: Recipe, checkpoint: Checkpoint, folder: Path) -> N
 
 def _on_same_machine(recipe: Recipe, saved: dict[str, Any]) -> Recipe:
     """Return the recipe with threads, precision and device as resolved at the start, if this machine has them."""
-    lost_gpu = saved["device"] == "cuda" and not torch.cuda.is_available()
     return replace(
         recipe,
         threads=recipe.threads or saved["threads"],
         precision=saved["precision"] if recipe.precision == "auto" else recipe.precision,
-        device=saved["device"] if recipe.device == "auto" and not lost_gpu else recipe.device,
+        device=saved["device"] if recipe.device == "auto" and device_exists(saved["device"]) else recipe.device,
     )
 
 

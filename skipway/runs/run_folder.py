@@ -35,6 +35,12 @@ __all__ = [
     "write_recipe",
 ]
 
+try:
+    from _winapi import CreateJunction as _create_junction  # type: ignore[attr-defined]
+except ImportError:  # all systems but Windows
+    _create_junction = None
+
+_IS_WINDOWS = os.name == "nt"
 _MAX_NAME = 200  # bytes; file systems allow 255, and temporary files have longer names
 # Files that a run writes before its first weights.
 _FIRST_FILES = ("config.yaml", "env.json", "splits.csv", "skipped.csv", "encoders.json", "columns.yaml")
@@ -230,15 +236,35 @@ def _take_back(folder: Path) -> None:
 
 
 def point_last(folder: Path) -> None:
-    """Point the link RUNS/last to this run; do nothing if the file system has no links."""
+    """Point the link RUNS/last to this run; do nothing if the file system has no links.
+
+    Windows has symbolic links for administrators and developers only. Others get a junction, which is a link to an
+    absolute path. There the old link is removed first, because Windows does not replace links to folders.
+    """
     link = folder.parent / "last"
     try:
-        if link.is_symlink() or not link.exists():
-            temporary = temporary_path(link)
+        if not _is_link(link) and link.exists():
+            return
+        if _IS_WINDOWS and _is_link(link):
+            os.unlink(link)
+        temporary = temporary_path(link)
+        try:
             temporary.symlink_to(folder.name, target_is_directory=True)
-            os.replace(temporary, link)
+        except OSError:
+            if not _IS_WINDOWS:
+                raise
+            _create_junction(os.path.abspath(folder), str(temporary))
+        os.replace(temporary, link)
     except OSError:
         return
+
+
+def _is_link(path: Path) -> bool:
+    """Return True for a symbolic link or a junction; `Path.is_symlink` is False for a junction."""
+    try:
+        return bool(os.readlink(path))
+    except OSError:
+        return False
 
 
 def require_run_folder(folder: Path) -> None:

@@ -44,7 +44,7 @@ def quick_step_seconds(device: str, precision: str) -> float:
     """Measure the seconds of a training step of the default network per image of 64 px on this machine.
 
     Args:
-        device: "cpu" or "cuda".
+        device: "cpu", or an accelerator such as "cuda".
         precision: "bf16" or "fp32".
     """
     name, options = auto_model(_UNIT_SIZE, 1)

@@ -18,7 +18,6 @@ from skipway.distributed import collectives, process_group
 from skipway.errors import InputError, Interrupted
 from skipway.runs.cross_validation import cross_validate, is_cross_validation
 from skipway.runs.datamodule import DataModule, open_datamodule
-from skipway.runs.defaults import device_for
 from skipway.runs.finished_run import Run
 from skipway.runs.growth_phases import phases
 from skipway.runs.plain_options import plain_options, requested_options
@@ -27,11 +26,11 @@ from skipway.runs.recipe import Recipe
 from skipway.runs.resolved_options import ResolvedOptions, resolved_options
 from skipway.runs.resume import read_earlier_run
 from skipway.runs.run_crash_report import crash_report
-from skipway.runs.run_folder import lock_run, new_run_folder, resolve_run_folder, write_recipe
+from skipway.runs.run_folder import lock_run, new_run_folder, read_recipe, resolve_run_folder, write_recipe
 from skipway.runs.signal_flow_callback import refuse_unwatchable
 from skipway.training.trainer import preserve_global_state
 from skipway.utils.console import Console
-from skipway.utils.devices import set_threads
+from skipway.utils.devices import current_device, device_for, set_threads
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["Run", "dry_run", "train"]
@@ -161,7 +160,9 @@ def _prepared_run(
         stop = stop or stack.enter_context(StopFlag())
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} before training. Run it again.")
-        stack.enter_context(process_group.joined_group(device_for(str(options.get("device", "auto")))))
+        device = _requested_device(requested, resume)
+        stack.enter_context(process_group.joined_group(device))
+        stack.enter_context(current_device(device))
         console = console if console is not None and collectives.rank() == 0 else Console(quiet=True)
         earlier = None
         epochs_given = True
@@ -204,6 +205,14 @@ def _prepared_run(
             has_transform=transform is not None,
             epochs_are_open=new and not epochs_given,
         )
+
+
+def _requested_device(requested: dict[str, Any], resume: str | os.PathLike[str] | None) -> str:
+    """Return the device of a call, its config file or the run that it resumes, before its data are known."""
+    device = requested.get("device")
+    if device is None:
+        device = "auto" if resume is None else read_recipe(resolve_run_folder(Path(resume))).device
+    return device_for(str(device))
 
 
 def _temporary_folder(stack: ExitStack) -> str:

@@ -19,6 +19,7 @@ from skipway.errors import NotFiniteError
 from skipway.training.metrics import Batches
 from skipway.training.optimizers import set_rates
 from skipway.training.trainer import Trainer
+from skipway.utils.devices import forked_rng
 from skipway.utils.format_text import count_of
 
 __all__ = ["RangeTest", "range_test", "preserve_trainer", "train_step"]
@@ -134,7 +135,7 @@ def preserve_trainer(trainer: Trainer) -> Iterator[None]:
     tensors = {name: tensor.clone() for name, tensor in trainer.parts().items()}
     state, groups = asdict(trainer.state), [dict(group) for group in trainer.optimizer.param_groups]
     try:
-        with torch.random.fork_rng(devices=[trainer.device] if trainer.device.type == "cuda" else []):
+        with forked_rng(trainer.device):
             yield
     finally:
         for group, before in zip(trainer.optimizer.param_groups, groups, strict=True):

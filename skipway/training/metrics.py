@@ -95,7 +95,7 @@ def score(
             for x, y, ids in batches.epoch():
                 poll()
                 weights = batches.weights(ids)
-                of_samples = None if weights is None else weights.double().cpu().numpy()
+                of_samples = None if weights is None else weights.cpu().double().numpy()
                 with autocast():
                     parts.append((network(x.to(device)).float().cpu(), y.cpu(), ids, of_samples))
     finally:

@@ -18,7 +18,7 @@ from skipway.training.losses import Classification, Task
 from skipway.training.optimizers import make_optimizer, set_rates
 from skipway.training.schedules import make_schedule, momentum_at
 
-__all__ = ["KeptEpoch", "Settings", "State", "Trainer", "preserve_global_state", "has_bf16"]
+__all__ = ["KeptEpoch", "Settings", "State", "Trainer", "preserve_global_state"]
 
 KeptEpoch = Literal["best", "last"]
 # Data type of autocast by precision.
@@ -78,13 +78,6 @@ class State:
     best: dict[str, Any] = field(default_factory=dict)
     status: str = "running"
     num_microbatches: int = 1  # more than 1 after running out of memory
-
-
-def has_bf16(device: str) -> bool:
-    """Return True if the hardware multiplies bfloat16 matrices natively (AMX, AVX512-BF16, recent GPUs)."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 @contextmanager

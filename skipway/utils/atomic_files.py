@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from skipway.errors import InputError, NotFiniteError, StorageError, printable
+from skipway.utils.file_locks import is_process_alive, lock_exclusively
 
 try:
     import fcntl
@@ -110,11 +111,19 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+        _flush_drive(descriptor)
     except OSError as error:
         if error.errno not in _NO_SUCH_CALL:  # some network file systems cannot flush folders
             raise
     finally:
         os.close(descriptor)
+
+
+def _flush_drive(descriptor: int) -> None:
+    """Flush the cache of the drive on macOS, whose fsync only hands the data over to it (fsync(2) of macOS)."""
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        with contextlib.suppress(OSError):  # network file systems have no such call
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
 
 
 def make_folder(folder: Path) -> None:
@@ -159,6 +168,7 @@ def write_new(path: Path, data: bytes) -> None:
         while rest:  # a call writes at most 2 GiB, and less if the disk is full
             rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
+        _flush_drive(descriptor)
     finally:
         os.close(descriptor)
 
@@ -272,7 +282,7 @@ def sweep(folder: Path, prefix: str) -> None:
         for name in os.listdir(folder):
             pid = name.rpartition("-")[2]
             if name.startswith(prefix) and pid.isascii() and pid.isdigit():
-                if int(pid) == os.getpid() or not _alive(int(pid)):
+                if int(pid) == os.getpid() or not is_process_alive(int(pid)):
                     _remove(folder / name)
 
 
@@ -281,18 +291,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         os.unlink(path)
-
-
-def _alive(pid: int) -> bool:
-    if os.name == "nt":  # on Windows, signal 0 is Ctrl-C
-        return True
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def check_writable(folder: Path) -> None:
@@ -314,8 +312,7 @@ _PROBE = b"skipway was here\n" * 256  # 4 KiB, because an empty file fits on a f
 class Lock:
     """Context manager that locks a run folder. A second process gets an error with the holder's process id and host.
 
-    The lock is an flock, which the kernel releases when the process ends. On systems without flock the existence of the
-    file is the lock. It is taken over if its process is known to have ended.
+    The lock is an flock, or a byte range on Windows. The system releases it when the process ends.
 
     Args:
         folder: created if it does not exist.
@@ -330,7 +327,7 @@ class Lock:
         note = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
         with storing(self.path, len(note)):
             make_folder(self.path.parent)
-            descriptor = _create_exclusively(self.path) if fcntl is None else _open_with_flock(self.path)
+            descriptor = _open_locked(self.path)
             try:
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, note)
@@ -343,7 +340,7 @@ class Lock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if fcntl is None:  # Windows cannot remove an open file; no process can take the lock before it is removed
+        if fcntl is None:  # Windows cannot remove an open file, neither this one nor that of the next holder
             os.close(self._descriptor)
         if os.getpid() == self._owner:  # a forked child must not release the lock of its parent
             with contextlib.suppress(OSError):
@@ -352,12 +349,12 @@ class Lock:
             os.close(self._descriptor)
 
 
-def _open_with_flock(path: Path) -> int:
+def _open_locked(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # If the last holder removed the file between open and flock, this lock is on a deleted file.
+            lock_exclusively(descriptor)
+            # If the last holder removed the file between open and lock, this lock is on a deleted file.
             if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         except BlockingIOError:
@@ -367,18 +364,6 @@ def _open_with_flock(path: Path) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
-
-
-def _create_exclusively(path: Path) -> int:
-    for _ in range(2):
-        try:
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            pid, host = _read_holder(path)
-            if host != socket.gethostname() or not isinstance(pid, int) or _alive(pid):
-                break
-            os.unlink(path)
-    raise _make_taken_error(path)
 
 
 def _read_holder(path: Path) -> tuple[Any, Any]:
@@ -393,5 +378,5 @@ def _make_taken_error(path: Path) -> InputError:
     pid, host = (printable(value) for value in _read_holder(path))
     return InputError(
         f"cannot lock {printable(path.parent)}: another run is using it (process {pid} on host {host}). Wait for it, "
-        f"or choose another --name{'.' if fcntl else f'. If it has ended, delete {printable(path)}'}"
+        "or choose another --name."
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from skipway.errors import InputError
 from skipway.utils.atomic_files import make_folder
+from skipway.utils.file_locks import lock_exclusively
 
 try:
     import fcntl
@@ -106,20 +107,18 @@ def lock_writer(path: Path, wait: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # Windows cannot remove an open file, and the next holder uses it again
                 os.unlink(path)
             os.close(descriptor)
 
 
 def _locked(path: Path, wait: Callable[[], None]) -> int | None:
-    """Return the descriptor of a locked file, or None on a system without locks."""
-    if fcntl is None:
-        return None
+    """Return the descriptor of a locked file, or None on a file system without locks."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # If the last holder removed the file between open and flock, this lock is on a deleted file.
+            lock_exclusively(descriptor)
+            # If the last holder removed the file between open and lock, this lock is on a deleted file.
             if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
             os.close(descriptor)

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from skipway.errors import StorageError, printable
 from skipway.utils.finite_values import finite_values
 
-__all__ = ["Console", "ProgressBar", "duration", "print_error", "print_json", "print_result"]
+__all__ = ["Console", "ProgressBar", "duration", "print_error", "print_json", "print_result", "print_warning"]
 
 
 class Console:
@@ -144,6 +144,15 @@ def print_error(text: str, label: str = "error") -> None:
         parts = ["skipway", label, f"process {rank}" if rank else "", printable(text)]
         line = clear + ": ".join(part for part in parts if part) + "\n"
         sys.stderr.write(line)  # print writes the newline separately, which mixes the lines of several processes
+
+
+def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning of Python as one line on standard error; takes the arguments of `warnings.showwarning`.
+
+    torch warns so of operations that a device lacks and that run on the CPU instead.
+    """
+    text = " ".join(str(message).split())
+    print_error(text.partition(" (Triggered internally at ")[0], "warning")
 
 
 def duration(seconds: float) -> str:

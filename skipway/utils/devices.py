@@ -1,20 +1,60 @@
-"""Number of CPU threads for training, from cores, CPU affinity, cgroup quota and load.
+"""Device, bf16 support and number of CPU threads of this machine, which all commands take from here.
 
-Threads that share a core delay all others at the end of each operation: two threads on one core train 40 times slower
-than one. The number of threads therefore never exceeds the number of available cores.
+`auto` chooses an accelerator that torch finds: CUDA or ROCm, Intel XPU, Apple MPS. Small tables stay on the CPU.
 
-Formats: `/proc/self/cgroup`, `/proc/self/mountinfo` and `/proc/loadavg`, proc(5); `cpu.max`, kernel documentation of
-cgroup v2; `cpu.cfs_quota_us` and `cpu.cfs_period_us`, kernel documentation of CFS bandwidth control.
+The number of threads follows from cores, CPU affinity, cgroup quota and load. Threads that share a core delay all
+others at the end of each operation: two threads on one core train 40 times slower than one. The number therefore
+never exceeds the number of available cores.
+
+Format: `/proc/loadavg`, proc(5).
 """
 
+import contextlib
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["ThreadCount", "available_cores", "available_threads", "fastest_threads", "local_processes", "set_threads"]
+from skipway.errors import InputError, printable
+from skipway.utils.cgroup_quotas import cgroup_quotas, read_text
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "DEVICE_FORM",
+    "DEVICE_WORDS",
+    "LARGE_TABLE",
+    "ThreadCount",
+    "available_cores",
+    "available_threads",
+    "current_device",
+    "device_exists",
+    "device_counts",
+    "device_for",
+    "device_kind",
+    "device_name",
+    "device_names",
+    "fastest_threads",
+    "forked_rng",
+    "has_bf16",
+    "has_float64",
+    "local_processes",
+    "refuse_excess_processes",
+    "set_threads",
+]
+
+DEVICE_FORM = r"auto|cpu|mps|(?:cuda|xpu)(?::\d{1,3})?"  # of the option --device
+DEVICE_WORDS = "auto, cpu, cuda, cuda:1, xpu or mps"
+# Training rows from which `auto` trains a table on an accelerator. The steps of smaller tables are so short that most
+# of the time would start kernels. The bound is an estimate, which has not been measured on a GPU.
+LARGE_TABLE = 1_000_000
+_WITHOUT_FLOAT64 = ("mps",)
+_ACCELERATORS = ("cuda", "xpu", "mps")  # in the order in which `auto` prefers them; ROCm is cuda, too
 
 _SYSTEM = Path("/")
 _LOAD_SAMPLES = 10
@@ -38,6 +78,140 @@ class ThreadCount:
     reason: str
 
 
+def device_counts() -> dict[str, int]:
+    """Return the number of devices that torch finds, by kind of accelerator; empty if there is only a CPU."""
+    import torch
+
+    modules = {kind: torch.get_device_module(kind) for kind in _ACCELERATORS}
+    return {kind: module.device_count() for kind, module in modules.items() if module.is_available()}
+
+
+def device_for(requested: str, *, rows: int | None = None) -> str:
+    """Return the device for the option `requested` on this machine: "cpu", "cuda", "cuda:1", "xpu", "mps" and so on.
+
+    Args:
+        requested: a device, or "auto" for an accelerator if torch finds one, else the CPU.
+        rows: number of training rows of a table, which "auto" leaves on the CPU below `LARGE_TABLE`; None for images.
+
+    Raises:
+        InputError: the text is no device, or torch does not find it on this machine.
+
+    >>> device_for("cpu"), device_for("auto", rows=1000)
+    ('cpu', 'cpu')
+    """
+    if not re.fullmatch(DEVICE_FORM, requested):
+        raise InputError(
+            f"invalid device: expected {DEVICE_WORDS}, got {printable(requested)[:40]!r}. Choose another --device."
+        )
+    if requested == "cpu" or (requested == "auto" and rows is not None and rows < LARGE_TABLE):
+        return "cpu"
+    if requested == "auto":
+        return next(iter(device_counts()), "cpu")
+    if device_exists(requested):
+        return requested
+    raise InputError(
+        f"cannot use --device {requested}: expected a device that torch finds here ({', '.join(device_names())}), got "
+        f"{requested}. Choose one of them, or install torch for that device."
+    )
+
+
+def device_names() -> list[str]:
+    """Return the devices of this machine: "cpu", and each accelerator with its index."""
+    counts = device_counts().items()
+    return ["cpu", *(kind if kind == "mps" else f"{kind}:{i}" for kind, count in counts for i in range(count))]
+
+
+def device_exists(device: str) -> bool:
+    """Return True if torch finds a device, such as "cpu" or "cuda:1", on this machine."""
+    kind, _, index = device.partition(":")
+    return kind == "cpu" or int(index or 0) < device_counts().get(kind, 0)
+
+
+def device_kind(device: str) -> str:
+    """Return the kind of a device: "cuda" for "cuda:1"."""
+    return device.partition(":")[0]
+
+
+def device_name(device: str) -> str:
+    """Return the name of an accelerator as its driver reports it, or its kind: "cpu" for a CPU."""
+    import torch
+
+    kind = device_kind(device)
+    return torch.get_device_module(kind).get_device_name(device) if kind in ("cuda", "xpu") else kind
+
+
+@contextlib.contextmanager
+def current_device(device: str) -> Iterator[None]:
+    """Make the device of an index, such as "cuda:1", the current one of its kind until the context ends."""
+    kind, _, index = device.partition(":")
+    if not index:
+        yield
+        return
+    import torch
+
+    module = torch.get_device_module(kind)
+    before = module.current_device()
+    module.set_device(int(index))
+    try:
+        yield
+    finally:
+        module.set_device(before)
+
+
+def has_bf16(device: str) -> bool:
+    """Return True if the hardware multiplies bfloat16 matrices natively (AMX, AVX512-BF16, recent GPUs).
+
+    MPS computes in bfloat16 from macOS 14 on, but whether it is faster has not been measured: False.
+    """
+    import torch
+
+    kind = device_kind(device)
+    if kind in ("cuda", "xpu"):
+        return torch.get_device_module(kind).is_bf16_supported(including_emulation=False)
+    return kind == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def has_float64(device: str) -> bool:
+    """Return True if the device computes in float64, which MPS does not."""
+    return device_kind(device) not in _WITHOUT_FLOAT64
+
+
+def forked_rng(device: "torch.device") -> contextlib.AbstractContextManager[None]:
+    """Return a context that restores the random generators of the CPU and of `device` when it ends."""
+    import torch
+
+    if device.type not in _ACCELERATORS:
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=device.type)
+
+
+def refuse_excess_processes(processes: int, requested: str) -> None:
+    """Raise an error if the processes of a training on this machine cannot have a device each.
+
+    Args:
+        processes: number of processes on this machine.
+        requested: the option `device`. If it is "auto", an accelerator is used if there is one.
+
+    Raises:
+        InputError: there are more processes than devices of the kind, or all would share the device of an index.
+    """
+    device = device_for(requested)
+    if processes == 1 or device == "cpu":
+        return
+    kind, _, index = device.partition(":")
+    if index:
+        raise InputError(
+            f"cannot train in {processes} processes on {device}: expected a kind of device, because each process has "
+            f"its own, got an index. Use --device {kind}."
+        )
+    count = device_counts()[kind]
+    if processes > count:
+        raise InputError(
+            f"cannot train in {processes} processes on {kind}: expected at most as many as devices, which are {count} "
+            f"here. Use --nproc {count}, or --device cpu."
+        )
+
+
 def available_cores(root: Path = _SYSTEM) -> ThreadCount:
     """Return the number of cores available to this process: the minimum of cores, CPU affinity and cgroup quota.
 
@@ -50,7 +224,7 @@ def available_cores(root: Path = _SYSTEM) -> ThreadCount:
     limits = [ThreadCount(os.cpu_count() or 1, "cores")]
     if allowed := _allowed_cores():
         limits.append(ThreadCount(allowed, "CPU affinity"))
-    if quotas := list(_cgroup_quotas(root)):
+    if quotas := list(cgroup_quotas(root)):
         limits.append(ThreadCount(max(1, math.floor(min(quotas))), "cgroup CPU quota"))
     return min(limits, key=lambda limit: limit.count)
 
@@ -138,64 +312,6 @@ def _openmp_threads() -> int | None:
     return int(first) if first.isascii() and first.isdigit() and int(first) > 0 else None
 
 
-def _cgroup_quotas(root: Path) -> Iterator[float]:
-    """Yield the CPU quotas, in cores, of the cgroup of this process and of its visible parents."""
-    groups = _cgroups(root)
-    for line in _text(root / "proc/self/mountinfo").splitlines():
-        mount, _, file_system = line.partition(" - ")
-        _, _, _, top, mount_point, *_ = mount.split()
-        kind, _, options = file_system.split(maxsplit=2)
-        controllers = options.split(",")
-        if kind == "cgroup2":
-            group = groups.get("", "/")
-        elif kind == "cgroup" and "cpu" in controllers:
-            group = groups.get("cpu", "/")
-        else:
-            continue
-        for folder in _folders(root / mount_point.lstrip("/"), top, group):
-            yield from _quota(folder)
-
-
-def _cgroups(root: Path) -> dict[str, str]:
-    """Return the path of the cgroup of this process by controller; "" is cgroup v2."""
-    groups: dict[str, str] = {}
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, group = line.split(":", maxsplit=2)
-        groups |= dict.fromkeys(controllers.split(","), group)
-    return groups
-
-
-def _folders(mount_point: Path, top: str, group: str) -> list[Path]:
-    """Return the folders of `group` and its parents in a file system whose root is the cgroup `top`.
-
-    In a container, the path may be that of the host, or lead out of its namespace ("/../other"). If it is not below
-    `top`, the mount point itself is the cgroup of the container.
-    """
-    path = PurePosixPath(group)
-    if not path.is_relative_to(top) or ".." in path.parts:
-        return [mount_point]
-    relative = path.relative_to(top)
-    return [mount_point / folder for folder in (relative, *relative.parents)]
-
-
-def _quota(folder: Path) -> Iterator[float]:
-    """Yield the quota of a cgroup in cores if it has one. It is in one file for v2, and in two files for v1."""
-    words = _text(folder / "cpu.max").split()
-    if not words:
-        words = [*_text(folder / "cpu.cfs_quota_us").split(), *_text(folder / "cpu.cfs_period_us").split()]
-    if len(words) == 2 and words[0].isdigit():  # no quota is "max" or -1
-        quota, period = map(int, words)
-        yield quota / period
-
-
-def _text(file: Path) -> str:
-    """Return the content of `file`, or "" if it does not exist."""
-    try:
-        return file.read_text(encoding="ascii", errors="surrogateescape")  # folder names can hold any bytes
-    except OSError:
-        return ""
-
-
 def _busy_cores(root: Path) -> float:
     """Return the number of cores that other threads of the machine request now.
 
@@ -204,7 +320,7 @@ def _busy_cores(root: Path) -> float:
     """
     running = []
     for _ in range(_LOAD_SAMPLES):
-        words = _text(root / "proc/loadavg").split()
+        words = read_text(root / "proc/loadavg").split()
         if not words:
             break
         running.append(int(words[3].partition("/")[0]))

@@ -4,10 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from small_runs import QUICK, best, image_folder, quick, same_tensors
 
 from skipway.cli.app import app
+from skipway.cli.train_options import train
+from skipway.distributed import launch
 from skipway.errors import InputError
 from skipway.report import html
 from skipway.runs.recipe import Recipe
@@ -79,3 +82,22 @@ def test_no_page_and_no_benchmark_names_a_former_option():
     pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.py")]
     names = re.compile("|".join(rf"(?<![\w-]){flag(name)}(?![\w-])" for name in FORMER))
     assert not [page.name for page in pages if names.search(page.read_text())]
+
+
+def test_more_processes_than_devices_are_refused_before_they_start(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(launch, "launch", lambda count, words: started.append(count))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    (tmp_path / "cpu.yaml").write_text("device: cpu")
+    train("digits", nproc=3, config=tmp_path / "cpu.yaml")
+    train("digits", nproc=2)
+    assert started == [3, 2]
+    with pytest.raises(InputError, match="cannot train in 3 processes on cuda: .* which are 2 here. Use --nproc 2"):
+        train("digits", nproc=3)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("device: cuda:1")
+    with pytest.raises(InputError, match="cannot train in 2 processes on cuda:1: expected a kind of device"):
+        train(resume=run, nproc=2)

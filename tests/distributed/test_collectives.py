@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tiny_training import network, plain_network
 
 from skipway.distributed import collectives, process_group
+from skipway.errors import InputError
 from skipway.training import loop
 from skipway.training.losses import Classification
 from skipway.training.metrics import score
@@ -113,6 +114,11 @@ def test_a_network_that_is_split_learns_what_a_whole_one_learns(pair, name):
 
 
 @needs_processes
+def test_a_network_in_channels_last_is_sharded_and_stays_in_it_in_bf16(pair):
+    assert all(len(process["channels_last"]) == 7 and process["channels_last"].all() for process in pair)
+
+
+@needs_processes
 def test_a_signal_to_one_process_stops_all_after_the_same_step_and_resuming_is_exact(pair):
     assert pair[0]["stopped"] == pair[1]["stopped"] > 0
     for k, value in pair[0].items():
@@ -164,6 +170,14 @@ def test_one_process_has_nothing_to_tell():
         ("[enforce fail at gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes. 40 vs 20", False, False),
         ("NCCL error: ncclInvalidUsage: invalid usage", False, False),
         ("peer access is not supported between these two devices", False, False),
+        (
+            "NCCL error in: ProcessGroupNCCL.cpp:94, invalid usage\nncclInvalidUsage: invalid usage of NCCL library.\n"
+            "Last error:\nDuplicate GPU detected : rank 0 and rank 1 both on CUDA device 1000\n"
+            "Exception raised from create at NCCLUtils.cpp:94\nframe #1: c10d::Store::wait(timeout), connection closed",
+            False,
+            False,
+        ),
+        ("the server of the transform: connection refused after a timeout", False, False),
         ("the transform has no connection to its server", False, False),
         ("the connection layer takes 3 channels, not 1: a socket of size 4", False, False),
     ],
@@ -173,3 +187,29 @@ def test_a_process_is_gone_only_if_the_connection_to_it_broke(monkeypatch, messa
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
     error = RuntimeError(message)
     assert (collectives.is_peer_lost(error), collectives.is_peer_silent(error)) == (lost, silent)
+
+
+def test_other_errors_are_not_about_a_process(monkeypatch):
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    for error in (ConnectionRefusedError("connection refused by a store"), TimeoutError("recv timed out")):
+        assert not collectives.is_peer_lost(error) and not collectives.is_peer_silent(error)
+    error = torch.distributed.DistNetworkError("connection closed by process 1")
+    assert collectives.is_peer_lost(error) and not collectives.is_peer_silent(error)
+
+
+def test_each_process_joins_with_its_own_device(monkeypatch):
+    places, joined = [], []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", places.append)
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, **__: iter([(None, 1, 2)]))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: joined.append(backend))
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    process_group.join_group("cuda")
+    process_group.join_group("cpu")
+    assert places == [1] and joined == ["cpu:gloo,cuda:nccl", "gloo"]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(InputError, match="cannot train in 3 processes on cuda: expected at most as many as devices"):
+        process_group.join_group("cuda")
+    process_group.leave_group()

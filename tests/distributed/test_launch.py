@@ -12,7 +12,7 @@ from processes import environment, free_port, outputs_of, rank_environment, star
 from safetensors.torch import load_file
 from small_runs import image_folder
 
-from skipway.distributed import process_group
+from skipway.distributed import process_group, unequal_work
 from skipway.distributed.launch import launch
 from skipway.errors import InputError, Interrupted, SkipwayError
 from skipway.utils.stop_signals import STOP, StopFlag
@@ -147,6 +147,7 @@ def test_the_end_of_the_launcher_stops_a_training_as_a_signal_does(monkeypatch):
         assert not stop.requested
         process_group._watch_launcher(-1)
         wait_for(lambda: stop.requested)
+        process_group.leave_group()
     assert STOP.name == "the end of its launcher (process -1)"
 
 
@@ -162,7 +163,7 @@ import datetime, os, signal
 from skipway.distributed import collectives, process_group
 from skipway.errors import Interrupted
 
-process_group._PATIENCE = datetime.timedelta(seconds=3)
+process_group.PATIENCE = datetime.timedelta(seconds=3)
 try:
     with process_group.joined_group("cpu"):
         collectives.all_gather("both are here")
@@ -187,6 +188,82 @@ def test_a_frozen_process_ends_the_others_after_the_timeout():
     finally:
         frozen.kill()
         frozen.communicate()
+
+
+STUCK = """
+import datetime, os, time
+from skipway.distributed import process_group
+from skipway.utils.stop_signals import StopFlag
+
+process_group.PATIENCE = datetime.timedelta(seconds=1)
+with StopFlag():
+    process_group._watch_launcher(-1)
+    time.sleep(600)  # a call that no signal interrupts: Python resumes it after its handler
+"""
+
+
+def test_a_process_that_is_stuck_ends_after_its_launcher():
+    process = start(sys.executable, "-c", STUCK)
+    ((output, errors),) = outputs_of(process)
+    assert process.returncode == 75 and not output
+    assert errors.startswith(
+        "skipway: the end of its launcher (process -1) did not stop this process, which was stuck;"
+    )
+
+
+UNEQUAL = """
+import datetime, os, signal, sys, time
+from skipway.distributed import collectives, process_group, unequal_work
+from skipway.errors import Interrupted
+from skipway.utils.stop_signals import StopFlag
+
+process_group.PATIENCE = datetime.timedelta(seconds=2)
+unequal_work._BEAT = 0.1
+how = sys.argv[1]
+try:
+    with process_group.joined_group("cpu"):
+        with unequal_work.unequal_work(StopFlag()):
+            if collectives.rank() == 1 and how == "slow":
+                time.sleep(5)
+            elif collectives.rank() == 1 and how == "frozen":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif collectives.rank() == 1:
+                raise Interrupted("left alone")
+        print(collectives.all_gather("done"), flush=True)
+except Interrupted as error:
+    print(error, flush=True)
+    os._exit(error.exit_code)
+"""
+RESUME = "checkpoints are saved. Resume with --resume RUN"
+
+
+@needs_processes
+@pytest.mark.parametrize(
+    "how, expected",
+    [
+        ("slow", "['done', 'done']"),
+        ("failed", f"lost the connection to another process; {RESUME}"),
+        ("frozen", f"another process does not respond; {RESUME}"),
+    ],
+)
+def test_a_process_that_works_for_longer_than_the_timeout_is_waited_for(how, expected):
+    port = free_port()
+    environments = [rank_environment(k, 2, port) for k in (0, 1)]
+    waiting, other = (start(sys.executable, "-c", UNEQUAL, how, env=environment) for environment in environments)
+    try:
+        ((output, errors),) = outputs_of(waiting)
+        assert output == f"{expected}\n" and waiting.returncode == (0 if how == "slow" else 75), errors
+    finally:
+        other.kill()
+        other.communicate()
+
+
+def test_a_stop_ends_the_wait_for_the_others(monkeypatch):
+    store = torch.distributed.HashStore()
+    stop = StopFlag()
+    stop.request("SIGTERM")
+    with pytest.raises(Interrupted, match="stopped by SIGTERM before training. Run it again."):
+        unequal_work._wait(store, ["unequal-work/1/0"], stop)
 
 
 def launched_in_vain(monkeypatch, error):

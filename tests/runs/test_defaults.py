@@ -39,7 +39,9 @@ def test_the_batch_size_grows_with_the_set():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there_is_named():
-    with pytest.raises(InputError, match="cannot use --device cuda: torch finds no GPU. Drop --device"):
+    with pytest.raises(
+        InputError, match="cannot use --device cuda: expected a device that torch finds here .cpu., got cuda"
+    ):
         settings_for(Recipe(device="cuda"), {"family": "resnet"}, 32)
 
 

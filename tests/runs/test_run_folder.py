@@ -1,8 +1,11 @@
 """The run folder: files of another schema are refused in one line by everything that reads a run."""
 
+import errno
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -16,6 +19,7 @@ from skipway.commands.grow import grow_run
 from skipway.commands.probe import probe_run
 from skipway.errors import InputError
 from skipway.report import html
+from skipway.runs import run_folder
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_folder import read_recipe
 from skipway.runs.train_run import train
@@ -134,3 +138,41 @@ def test_a_recipe_written_by_hand_needs_no_schema_but_has_no_other(run, tmp_path
     path.write_text("schema: 7\nepochs: 3\n")
     assert "mine.yaml: expected schema 1, got 7" in refusal(lambda: train("digits", config=path))
     assert read_recipe(run).epochs == 1
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_windows_gets_a_junction_without_the_right_to_symbolic_links(tmp_path, monkeypatch, has_links):
+    junctions = []
+
+    def create_junction(target, link):
+        assert Path(target).is_absolute() and Path(target).is_dir()
+        junctions.append(link)
+        os.symlink(target, link)
+
+    def refuse(self, target, target_is_directory=False):
+        raise OSError(errno.EPERM, "A required privilege is not held by the client")
+
+    def replace(source, target):  # Windows does not replace links to folders
+        assert not os.path.lexists(target)
+        os.rename(source, target)
+
+    monkeypatch.setattr(run_folder, "_IS_WINDOWS", True)
+    monkeypatch.setattr(run_folder, "_create_junction", create_junction)
+    monkeypatch.setattr(run_folder.os, "replace", replace)
+    if not has_links:
+        monkeypatch.setattr(Path, "symlink_to", refuse)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(f"name: {name}")
+        run_folder.point_last(tmp_path / name)
+        assert (tmp_path / "last" / "config.yaml").read_text() == f"name: {name}"
+    assert len(junctions) == (0 if has_links else 2) and sorted(os.listdir(tmp_path)) == ["last", "one", "two"]
+
+
+def test_a_disk_without_links_has_no_last(tmp_path, monkeypatch):
+    def refuse(self, target, target_is_directory=False):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    run_folder.point_last(tmp_path)
+    assert not (tmp_path.parent / "last").exists()

@@ -519,7 +519,7 @@ def test_text_that_a_spreadsheet_would_run_is_made_harmless(tmp_path, bare):
 
 def test_a_gpu_that_is_not_there_is_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="cannot use --device cuda: torch finds no GPU"):
+    with pytest.raises(InputError, match="cannot use --device cuda: expected a device that torch finds here"):
         quick(data, tmp_path, device="cuda")
 
 

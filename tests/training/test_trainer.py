@@ -7,7 +7,7 @@ from torch import nn
 from skipway.distributed import process_group
 from skipway.errors import InputError
 from skipway.model_factory import create_model
-from skipway.training.trainer import Settings, Trainer, has_bf16, preserve_global_state
+from skipway.training.trainer import Settings, Trainer, preserve_global_state
 
 
 def network():
@@ -74,19 +74,14 @@ def test_each_trainer_computes_in_its_own_precision_and_leaves_the_network_as_it
 
 
 @pytest.mark.parametrize(
-    "device, count, expected", [("cpu", 4, "cpu"), ("cuda", 1, "cuda"), ("cuda", 4, "cuda:3")], ids=str
+    "device, count, expected",
+    [("cpu", 4, "cpu"), ("cuda", 1, "cuda"), ("cuda", 4, "cuda:3"), ("xpu", 4, "xpu:3"), ("cuda:1", 2, "cuda:1")],
+    ids=str,
 )
 def test_each_process_has_the_gpu_of_its_local_rank(device, count, expected, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(process_group, "world_size", lambda: count)
     assert process_group.local_device(device) == torch.device(expected)
-
-
-@pytest.mark.parametrize("amx, avx, wanted", [(True, False, True), (False, True, True), (False, False, False)])
-def test_bf16_is_taken_where_the_processor_has_it(monkeypatch, amx, avx, wanted):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
-    assert has_bf16("cpu") is wanted
 
 
 def test_what_is_one_per_process_is_as_before():

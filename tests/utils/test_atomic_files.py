@@ -1,3 +1,4 @@
+import ctypes
 import errno
 import json
 import os
@@ -6,18 +7,22 @@ import shutil
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from faulty_disk import FaultyOs, each_fault, each_kill, failing, failing_after, forked, temporaries
 from processes import run_python
 
 from skipway.errors import InputError, NotFiniteError, StorageError
-from skipway.utils import atomic_files
+from skipway.utils import atomic_files, file_locks
 
 resource = pytest.importorskip("resource", reason="faults are injected with fork and signals, which Windows has not")
+fcntl = pytest.importorskip("fcntl")
 
 
 def test_a_file_is_written_and_replaced_whole(tmp_path):
@@ -105,16 +110,15 @@ def test_a_process_of_another_user_lives(monkeypatch):
         raise PermissionError(errno.EPERM, "no")
 
     monkeypatch.setattr(os, "kill", denied)
-    assert atomic_files._alive(1)
+    assert file_locks.is_process_alive(1)
 
 
-def test_on_windows_no_process_is_probed_and_no_folder_flushed(tmp_path, monkeypatch):
+def test_on_windows_no_folder_is_flushed(tmp_path, monkeypatch):
     class Windows(FaultyOs):
         name = "nt"
 
     spy = Windows(0, None)
     monkeypatch.setattr(atomic_files, "os", spy)
-    assert atomic_files._alive(2**40)
     atomic_files.sync_folder(tmp_path)
     assert spy.log == []
 
@@ -287,13 +291,36 @@ def test_a_second_lock_is_refused_with_the_pid_and_host_of_the_first(tmp_path):
     assert os.listdir(tmp_path / "run") == []
 
 
-def hold(folder, ready, without_flock=False):
+class FakeMsvcrt:
+    """Lock bytes as Windows does: by open file, from the current position on, until it is closed."""
+
+    LK_NBLCK = 2
+
+    @staticmethod
+    def locking(descriptor, mode, count):
+        assert mode == FakeMsvcrt.LK_NBLCK
+        start = os.lseek(descriptor, 0, os.SEEK_CUR)
+        request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, start, count, 0)
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, request)
+        except BlockingIOError:
+            raise PermissionError(errno.EACCES, "Permission denied") from None
+
+
+def be_windows(patch):
+    patch.setattr(file_locks, "fcntl", None)
+    patch.setattr(atomic_files, "fcntl", None)
+    patch.setattr(file_locks, "msvcrt", FakeMsvcrt)
+
+
+needs_byte_locks = pytest.mark.skipif(not hasattr(fcntl, "F_OFD_SETLK"), reason="the fake needs locks of Linux")
+
+
+def hold(folder, ready):
     """A child that holds the lock until it is killed."""
     child = os.fork()
     if child == 0:
         try:
-            if without_flock:
-                atomic_files.fcntl = None
             with atomic_files.Lock(folder):
                 os.write(ready, b"1")
                 while True:
@@ -303,15 +330,14 @@ def hold(folder, ready, without_flock=False):
     return child
 
 
-@pytest.mark.parametrize("without_flock", [False, True])
-def test_a_lock_of_another_process_is_refused_and_taken_over_when_that_was_killed(tmp_path, monkeypatch, without_flock):
+@pytest.mark.parametrize("windows", [False, pytest.param(True, marks=needs_byte_locks)])
+def test_a_lock_of_another_process_is_refused_and_taken_over_when_that_was_killed(tmp_path, monkeypatch, windows):
+    if windows:
+        be_windows(monkeypatch)
     reading, writing = os.pipe()
-    child = hold(tmp_path, writing, without_flock)
-    if without_flock:
-        monkeypatch.setattr(atomic_files, "fcntl", None)
+    child = hold(tmp_path, writing)
     assert os.read(reading, 1) == b"1"
-    fix = f"delete {tmp_path}/.lock" if without_flock else "choose another --name"
-    with pytest.raises(InputError, match=f"another run is using it .process {child} on host .*{fix}"):
+    with pytest.raises(InputError, match=f"another run is using it .process {child} on host .*choose another --name"):
         atomic_files.Lock(tmp_path).__enter__()
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -323,12 +349,55 @@ def test_a_lock_of_another_process_is_refused_and_taken_over_when_that_was_kille
     os.close(writing)
 
 
-def test_without_flock_a_lock_of_another_host_or_without_a_note_is_never_taken_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic_files, "fcntl", None)
-    for note in ('{"pid": 1099511627776, "host": "elsewhere"}', "", "[]", '{"pid": "1"}'):
-        (tmp_path / ".lock").write_text(note)
-        with pytest.raises(InputError, match="process (1099511627776|unknown) on host (elsewhere|unknown)"):
-            atomic_files.Lock(tmp_path).__enter__()
+@needs_byte_locks
+def test_windows_locks_a_byte_behind_the_content_and_has_errors_of_its_own(tmp_path, monkeypatch):
+    be_windows(monkeypatch)
+    with open(tmp_path / "a", "w+b") as one, open(tmp_path / "a", "r+b") as other:
+        one.write(b"note")
+        file_locks.lock_exclusively(one.fileno())
+        assert one.tell() == 4 and os.lseek(one.fileno(), 0, os.SEEK_CUR) < 5
+        with pytest.raises(BlockingIOError):
+            file_locks.lock_exclusively(other.fileno())
+
+    def unsupported(descriptor, mode, count):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(FakeMsvcrt, "locking", unsupported)
+    with pytest.raises(StorageError, match="Invalid argument"):
+        atomic_files.Lock(tmp_path).__enter__()
+
+
+@pytest.mark.parametrize(
+    "handle, error, code, alive", [(0, 87, 0, False), (0, 5, 0, True), (7, 0, 259, True), (7, 0, 1, False)]
+)
+def test_windows_knows_which_processes_have_ended(tmp_path, monkeypatch, handle, error, code, alive):
+    class Kernel:
+        OpenProcess = mock.Mock(return_value=handle)
+        CloseHandle = mock.Mock()
+
+        @staticmethod
+        def GetExitCodeProcess(_, place):
+            place._obj.value = code
+
+    be_windows(monkeypatch)
+    monkeypatch.setattr(ctypes, "WinDLL", lambda *_, **__: Kernel, raising=False)
+    monkeypatch.setattr(ctypes, "get_last_error", lambda: error, raising=False)
+    (tmp_path / ".tmp-a-0123-77").write_bytes(b"")
+    atomic_files.sweep(tmp_path, ".tmp-a-")
+    assert (tmp_path / ".tmp-a-0123-77").exists() is alive
+    Kernel.OpenProcess.assert_called_once_with(0x1000, False, 77)
+
+
+def test_macos_flushes_the_cache_of_the_drive(tmp_path, monkeypatch):
+    calls = []
+
+    def call(descriptor, number):
+        calls.append(number)
+        raise OSError(errno.ENOTSUP, "Operation not supported")  # as on network disks
+
+    monkeypatch.setattr(atomic_files, "fcntl", SimpleNamespace(F_FULLFSYNC=51, fcntl=call))
+    atomic_files.write_file(tmp_path / "a", b"text")
+    assert (tmp_path / "a").read_bytes() == b"text" and calls == [51, 51]  # of the file and of the folder
 
 
 def test_a_lock_holds_where_the_working_directory_changes_and_in_forked_children(tmp_path, monkeypatch):
@@ -343,14 +412,14 @@ def test_a_lock_holds_where_the_working_directory_changes_and_in_forked_children
 
 
 def test_a_lock_file_that_its_holder_removes_just_then_is_not_taken_for_ours(tmp_path, monkeypatch):
-    real, removed = atomic_files.fcntl.flock, []
+    real, removed = file_locks.fcntl.flock, []
 
     def flock(descriptor, operation):
         if not removed:
             removed.append(os.unlink(tmp_path / ".lock"))
         real(descriptor, operation)
 
-    monkeypatch.setattr(atomic_files.fcntl, "flock", flock)
+    monkeypatch.setattr(file_locks.fcntl, "flock", flock)
     with atomic_files.Lock(tmp_path), pytest.raises(InputError, match="another run is using it"):
         atomic_files.Lock(tmp_path).__enter__()
 
@@ -368,14 +437,15 @@ def test_a_lock_that_cannot_be_written_is_a_storage_error_and_is_let_go(tmp_path
     def unsupported(descriptor, operation):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(atomic_files.fcntl, "flock", unsupported)
+    monkeypatch.setattr(file_locks.fcntl, "flock", unsupported)
     with pytest.raises(StorageError, match="No locks available"):
         atomic_files.Lock(tmp_path).__enter__()
 
 
 def test_the_module_loads_where_there_is_no_fcntl():
-    code = "import sys; sys.modules['fcntl'] = None; from skipway.utils import atomic_files; print(atomic_files.fcntl)"
-    assert run_python(code, check=True).stdout == "None\n"
+    code = "import sys; sys.modules['fcntl'] = None; from skipway.utils import cache_folder, file_locks; "
+    code += "print(cache_folder.fcntl, file_locks.fcntl)"
+    assert run_python(code, check=True).stdout == "None None\n"
 
 
 def test_a_discarded_folder_is_gone_and_a_failed_flush_leaves_none_of_it(tmp_path, monkeypatch):

@@ -2,11 +2,12 @@ import io
 import os
 import pty
 import sys
+import warnings
 
 import pytest
 
 from skipway.utils import console as console_module
-from skipway.utils.console import Console, ProgressBar, duration
+from skipway.utils.console import Console, ProgressBar, duration, print_warning
 
 
 class Terminal(io.StringIO):
@@ -131,3 +132,14 @@ def test_a_real_terminal_is_taken_for_one():
 )
 def test_durations_read_as_people_say_them(seconds, said):
     assert duration(seconds) == said
+
+
+def test_a_warning_of_torch_is_one_line(capsys):
+    text = "The operator 'aten::x' is not supported on MPS.\n It runs on the CPU. (Triggered internally at /a/b.mm:13.)"
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = print_warning
+        warnings.warn(text, UserWarning, stacklevel=1)
+    assert capsys.readouterr().err == (
+        "skipway: warning: The operator 'aten::x' is not supported on MPS. It runs on the CPU.\n"
+    )

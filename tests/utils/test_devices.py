@@ -1,4 +1,4 @@
-"""The number of threads: each limit from fabricated files, and the measured choice on a busy machine."""
+"""Devices on faked machines, and the number of threads: each limit from fabricated files, and the measured choice."""
 
 import os
 
@@ -6,8 +6,24 @@ import pytest
 import torch
 from processes import run_python
 
+from skipway.errors import InputError
 from skipway.utils import devices
-from skipway.utils.devices import ThreadCount, available_cores, available_threads, fastest_threads, set_threads
+from skipway.utils.devices import (
+    LARGE_TABLE,
+    ThreadCount,
+    available_cores,
+    available_threads,
+    current_device,
+    device_exists,
+    device_for,
+    device_name,
+    device_names,
+    fastest_threads,
+    has_bf16,
+    has_float64,
+    refuse_excess_processes,
+    set_threads,
+)
 
 V2 = "30 23 0:26 {top} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1 = "33 31 0:29 {top} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
@@ -202,3 +218,100 @@ def test_threads_of_a_training_are_set_and_a_measured_choice_is_printed(one_thre
 def test_the_file_loads_no_torch():
     code = "import sys, skipway.utils.devices; print('torch' in sys.modules)"
     assert run_python(code, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("amx, avx, wanted", [(True, False, True), (False, True, True), (False, False, False)])
+def test_bf16_is_taken_where_the_processor_has_it(monkeypatch, amx, avx, wanted):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    assert has_bf16("cpu") is wanted
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Fake the devices that torch finds, by kind."""
+
+    def fake(**counts):
+        for kind in ("cuda", "xpu", "mps"):
+            module = torch.get_device_module(kind)
+            monkeypatch.setattr(module, "is_available", lambda kind=kind: kind in counts)
+            monkeypatch.setattr(module, "device_count", lambda kind=kind: counts.get(kind, 0))
+
+    return fake
+
+
+def test_auto_chooses_an_accelerator_that_is_there(machine):
+    for counts, expected in (({}, "cpu"), ({"mps": 1}, "mps"), ({"xpu": 2}, "xpu"), ({"xpu": 1, "cuda": 2}, "cuda")):
+        machine(**counts)
+        assert device_for("auto") == expected and device_for("cpu") == "cpu"
+
+
+def test_auto_leaves_tables_on_the_cpu_unless_they_are_large(machine):
+    machine(cuda=1)
+    assert [device_for("auto", rows=rows) for rows in (1, LARGE_TABLE - 1, LARGE_TABLE)] == ["cpu", "cpu", "cuda"]
+    assert device_for("cuda", rows=1) == "cuda"
+
+
+def test_devices_have_an_index(machine):
+    machine(cuda=2, mps=1)
+    assert device_names() == ["cpu", "cuda:0", "cuda:1", "mps"]
+    assert [device_for(name) for name in ("cuda", "cuda:1", "mps")] == ["cuda", "cuda:1", "mps"]
+    assert not device_exists("cuda:2") and not device_exists("xpu") and device_exists("cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda:2", "xpu", "xpu:0"])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(machine, name):
+    machine(cuda=2)
+    words = (
+        f"cannot use --device {name}: expected a device that torch finds here .cpu, cuda:0, cuda:1., got {name}. Choose"
+    )
+    with pytest.raises(InputError, match=words):
+        device_for(name)
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:", "cuda:-1", "cpu:0", "mps:1", "", "CUDA"])
+def test_a_text_that_is_no_device_is_refused(name):
+    with pytest.raises(InputError, match="invalid device: expected auto, cpu, cuda, cuda:1, xpu or mps, got .* Choose"):
+        device_for(name)
+
+
+def test_each_process_needs_a_device(machine):
+    machine(cuda=2)
+    refuse_excess_processes(2, "auto")
+    refuse_excess_processes(3, "cpu")
+    refuse_excess_processes(1, "cuda:1")
+    words = "cannot train in 3 processes on cuda: expected at most as many as devices, which are 2 here. Use --nproc 2"
+    for requested in ("auto", "cuda"):
+        with pytest.raises(InputError, match=words):
+            refuse_excess_processes(3, requested)
+    with pytest.raises(
+        InputError, match="cannot train in 2 processes on cuda:1: expected a kind of device.*--device cuda"
+    ):
+        refuse_excess_processes(2, "cuda:1")
+    machine()
+    refuse_excess_processes(8, "auto")
+
+
+def test_what_a_kind_of_device_computes(monkeypatch):
+    emulated = []
+    for kind in ("cuda", "xpu"):
+        module = torch.get_device_module(kind)
+        monkeypatch.setattr(
+            module, "is_bf16_supported", lambda including_emulation: emulated.append(including_emulation)
+        )
+        monkeypatch.setattr(module, "get_device_name", lambda device, kind=kind: f"{kind} card at {device}")
+    assert not any(map(has_bf16, ("cuda:1", "xpu", "mps"))) and emulated == [False, False]
+    assert [has_float64(device) for device in ("cpu", "cuda:1", "xpu", "mps")] == [True, True, True, False]
+    assert [device_name(device) for device in ("cpu", "mps", "cuda:1")] == ["cpu", "mps", "cuda card at cuda:1"]
+
+
+def test_the_current_device_is_that_of_before_again(monkeypatch):
+    places = [0]
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: places[-1])
+    monkeypatch.setattr(torch.cuda, "set_device", places.append)
+    with pytest.raises(KeyError), current_device("cuda:3"):
+        raise KeyError
+    for name in ("cpu", "cuda", "mps"):
+        with current_device(name):
+            pass
+    assert places == [0, 3, 0]

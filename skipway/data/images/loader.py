@@ -31,6 +31,7 @@ from skipway.data.sample_order import Shard, batch_bounds, evenly_spaced, shuffl
 from skipway.data.sample_weights import loss_weights
 from skipway.errors import InputError
 from skipway.kernels.image_ops import NORMALIZE
+from skipway.utils.devices import forked_rng
 
 __all__ = ["Augmentation", "ImageBatches", "mean_and_std"]
 
@@ -294,7 +295,7 @@ class ImageBatches:
 
     def _apply_transform(self, x: Tensor, ids: np.ndarray, epoch: int) -> Tensor:
         assert self.augmentation is not None and self.augmentation.transform is not None
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        with forked_rng(x.device):
             seed = random_table(self.augmentation.seed, epoch, ids[:1], count=1)[0, 0]
             torch.manual_seed(int(seed * 2**53))
             output = self.augmentation.transform(x / 255)
