@@ -8,15 +8,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 from skipway.distributed import collectives, process_group
-from skipway.distributed.fsdp import full_state_dict, full_tensor, shard_like, shard_model
+from skipway.distributed.fsdp import full_state_dict, full_tensor, is_sharded, shard_like, shard_model
 from skipway.errors import InputError, printable
 from skipway.nn.activation_checkpointing import recompute
 from skipway.training.losses import Classification, Task
-from skipway.training.optimizers import make_optimizer, set_rates
+from skipway.training.optimizers import make_optimizer, set_rates, step_unless
 from skipway.training.schedules import make_schedule, momentum_at
+from skipway.training.weight_average import make_average
 
 __all__ = ["KeptEpoch", "Settings", "State", "Trainer", "preserve_global_state", "has_bf16"]
 
@@ -115,6 +115,7 @@ class Trainer:
         network: the network that is trained.
         model: `network`, wrapped in DistributedDataParallel if several processes train replicas.
         average: EMA of the weights, or None.
+        defers_reading: losses and gradients stay on the device for several steps, and the optimizer is fused.
         state: progress of the run.
     """
 
@@ -126,11 +127,11 @@ class Trainer:
         self.task = task or Classification(settings.label_smoothing, settings.class_weights)
         if settings.recompute != "none":
             recompute(network, settings.recompute)
-        self.average = _make_average(network, settings)
+        self.defers_reading = self.device.type == "cuda" and not settings.fsdp
+        self.average = make_average(network, settings.ema, is_sharded=settings.fsdp)
         self.network = self._to_device(network)
         if self.average is not None:
             self.average.module = self._to_device(self.average.module)
-            self.average.n_averaged = self.average.n_averaged.to(self.device)
         self.optimizer = make_optimizer(
             self.network,
             settings.optimizer,
@@ -139,6 +140,7 @@ class Trainer:
             weight_decay=settings.weight_decay,
             bias_lr_mult=settings.bias_lr_mult,
             layer_decay=settings.layer_decay,
+            fused=self.defers_reading,
         )
         self.trainable_params = [p for p in self.network.parameters() if p.requires_grad]
         self.model = self._wrap_replicas()
@@ -233,6 +235,16 @@ class Trainer:
         """Set the learning rate and the momentum of the optimizer for `position` in [0, 1] of the run."""
         set_rates(self.optimizer, *self.rates(position))
 
+    def step(self, skip: Tensor | None = None) -> None:
+        """Take an optimizer step with the gradients, delete them, and update the EMA, if there is one.
+
+        Args:
+            skip: boolean scalar on the device; if true, the step leaves the weights as they are.
+        """
+        step_unless(self.optimizer, skip)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.update_average()
+
     def update_average(self) -> None:
         """Update the EMA, if there is one."""
         if self.average is not None:
@@ -260,7 +272,7 @@ class Trainer:
             _load(self.average, _strip_prefix("average.", tensors))
         for name, parameter in self.network.named_parameters():
             values = {
-                k: shard_like(v, parameter)
+                k: _state_like(v, parameter, fused=self.defers_reading)
                 for k, v in _strip_prefix(f"optimizer.{name}.", tensors).items()
                 if "." not in k
             }
@@ -271,12 +283,17 @@ class Trainer:
             self.state.loss, self.state.metric_sum, self.state.seen = 0.0, 0.0, 0
 
 
-def _make_average(network: nn.Module, settings: Settings) -> AveragedModel | None:
-    if settings.ema is None:
-        return None
-    if settings.fsdp:  # sharded tensors are averaged one by one
-        return AveragedModel(network, avg_fn=get_ema_avg_fn(settings.ema), use_buffers=True)
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+def _state_like(value: Tensor, parameter: Tensor, *, fused: bool) -> Tensor:
+    """Return a value of a parameter's optimizer state where the optimizer creates it.
+
+    A step count is on the CPU unless the optimizer is fused: reading it would wait for the device in each step. Other
+    values have the memory format of the parameter.
+    """
+    if value.dim() == 0 and not fused:
+        return value.cpu()
+    if value.shape != parameter.shape or is_sharded(parameter):
+        return shard_like(value, parameter)
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
