@@ -104,6 +104,7 @@ def fit(
                 break
             asked = time.monotonic()
         log.read()
+        trainer.takes_steps = False
         bar.done()
         collectives.broadcast_buffers(trainer.eval_model)
         scores = score(
@@ -113,6 +114,7 @@ def fit(
             autocast=trainer.autocast,
             device=device,
             poll=writer.save_if_asked,
+            report=console.print,
         )
         rate = settings.lr * trainer.lr_schedule(_position(settings, state.epoch, state.batch - 1, train.steps))
         _end_epoch(trainer, scores, writer, lr=rate, on_epoch=on_epoch, console=console)

@@ -115,6 +115,7 @@ class Trainer:
         network: the network that is trained.
         model: `network`, wrapped in DistributedDataParallel if several processes train replicas.
         average: EMA of the weights, or None.
+        takes_steps: the training steps of an epoch have begun, and not ended.
         defers_reading: losses and gradients stay on the device for several steps, and the optimizer is fused.
         state: progress of the run.
     """
@@ -124,6 +125,7 @@ class Trainer:
     ):
         self.device = process_group.local_device(settings.device)
         self.settings, self.state, self.name_of = settings, State(), name_of
+        self.takes_steps = False
         self.task = task or Classification(settings.label_smoothing, settings.class_weights)
         if settings.recompute != "none":
             recompute(network, settings.recompute)
@@ -172,6 +174,7 @@ class Trainer:
 
     def to_train(self) -> None:
         """Set the training mode of the epoch: freeze layers, including the statistics of their batch norms."""
+        self.takes_steps = True
         self.network.train()
         frozen = self._frozen_layers()
         previously_frozen = self.frozen_params
