@@ -142,7 +142,7 @@ def _in_pieces(
         # Outside of the handler, so that the traceback no longer keeps tensors alive.
         if num_pieces >= len(x):
             raise StorageError(
-                "ran out of memory in evaluation: expected room for 1 sample, got none. Use a smaller --img-size or "
+                "ran out of memory in evaluation: expected memory for 1 sample, got none. Use a smaller --img-size or "
                 "--model, or a machine with more memory. Saved checkpoints are intact."
             )
         num_pieces *= 2

@@ -23,7 +23,7 @@ class Small(Classification):
 
 
 class Crowded(torch.nn.Module):
-    """A network without memory for more than `room` samples in evaluation."""
+    """A network with memory for `room` samples in evaluation."""
 
     def __init__(self, inner, room):
         super().__init__()
@@ -63,7 +63,7 @@ def test_an_evaluation_that_does_not_fit_is_split_and_trains_as_before(tmp_path)
 
 
 def test_an_evaluation_without_memory_for_one_sample_ends_the_run(tmp_path):
-    with pytest.raises(StorageError, match="ran out of memory in evaluation: expected room for 1 sample, got none"):
+    with pytest.raises(StorageError, match="ran out of memory in evaluation: expected memory for 1 sample, got none"):
         validated(tmp_path, 0, [])
 
 
