@@ -98,6 +98,7 @@ class Speckle(nn.Module):
 
 RUNS = {
     "bf16": {"precision": "bf16", "recompute": "stages", "tta": True, "watch": True},
+    "fp16": {"precision": "fp16", "grow": "resnet20:1,resnet32:1", "model": "auto", "epochs": 2},
     "adamw": {"optimizer": "adamw", "transform": Speckle(), "l1": 1e-5, "l2": 1e-5, "grad_accum_steps": 2},
     "muon": {"optimizer": "muon", "freeze_epochs": 1, "layer_decay": 0.5, "balance": "weights", "recompute": 2},
     "whitening": {"model": "resnet9", "img_size": "8:16", "ema": 0.9},

@@ -9,7 +9,7 @@ import torch
 
 from skipway.kernels.layer_dispatch import kernel_status
 from skipway.runs.environment import processor
-from skipway.training.trainer import has_bf16
+from skipway.training.trainer import has_bf16, has_fp16
 from skipway.utils.devices import available_threads
 
 __all__ = ["EXTRAS", "environment_facts", "environment_table"]
@@ -35,6 +35,7 @@ def environment_facts() -> dict[str, str]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     threads = available_threads()
+    half = "fp16" if has_fp16(device) else "fp32"
     return {
         "skipway": version("skipway"),
         "python": platform.python_version(),
@@ -42,7 +43,7 @@ def environment_facts() -> dict[str, str]:
         "processor": f"{processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "threads": f"{threads.count}, limited by {threads.reason}",
         "gpu": gpu,
-        "precision": "bf16" if has_bf16(device) else "fp32",
+        "precision": "bf16" if has_bf16(device) else half,
         "kernels": kernel_status(),
         **{name: _version(name) for name in ("torch", "pillow", "safetensors", "scikit-learn", "numpy")},
         **{f"{name} extra": _extra(module, name) for name, module in EXTRAS.items()},

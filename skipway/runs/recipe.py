@@ -193,8 +193,8 @@ class Recipe(DataOptions):
         maximum=1,
     )
     device: Literal["auto", "cpu", "cuda"] = option("Hardware", "auto", "Compute device.")
-    precision: Literal["auto", "bf16", "fp32"] = option(
-        "Hardware", "auto", "Compute precision; auto: bf16 if the hardware supports it."
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = option(
+        "Hardware", "auto", "Compute precision; auto: bf16, on GPUs without it fp16, else fp32."
     )
     threads: int | None = option("Hardware", None, "CPU threads.", effective="available cores", minimum=1, maximum=1024)
     recompute: int | Literal["none", "auto", "stages"] = option(

@@ -86,13 +86,14 @@ def fit(
                     part = None if weights is None else weights[piece].to(device, non_blocking=True)
                     loss = trainer.task.loss(outputs, y[piece], part) + trainer.penalty()
                     log.check(loss, "loss", ids)
-                    (loss * share).backward()
+                    trainer.backward(loss * share)
                 log.add(loss, outputs, y[piece], part)
             if boundary:
                 log.check(trainer.clip_gradients(), "gradient", ids)
                 position = _position(settings, state.epoch, state.batch, train.steps)
                 trainer.set_rates(writer.position_in_time(position))
                 trainer.step(log.skip)
+                trainer.update_average()
                 state.step += 1
             state.batch, state.seen = state.batch + 1, state.seen + len(y)
             is_read = log.end_batch(is_last=state.batch == train.steps)

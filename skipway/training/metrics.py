@@ -20,6 +20,7 @@ from skipway.distributed import collectives
 from skipway.distributed.fsdp import is_sharded
 from skipway.errors import NotFiniteError, StorageError, is_out_of_memory
 from skipway.training.label_metrics import auroc
+from skipway.training.precision import without_tf32
 from skipway.training.release_memory import release_memory
 from skipway.training.scores import ClassScores, LabelScores, RegressionScores, Scores
 
@@ -104,7 +105,8 @@ def score(
             return network(piece.to(device)).float().cpu()
 
     try:
-        with torch.no_grad():  # not inference_mode: FSDP weights gathered in it could not be used in training
+        # Not inference_mode: FSDP weights gathered in it could not be used in training.
+        with without_tf32(), torch.no_grad():
             for x, y, ids in batches.epoch():
                 poll()
                 weights = batches.weights(ids)

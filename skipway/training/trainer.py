@@ -13,16 +13,17 @@ from skipway.distributed import collectives, process_group
 from skipway.distributed.fsdp import full_state_dict, full_tensor, is_sharded, shard_like, shard_model
 from skipway.errors import InputError, printable
 from skipway.nn.activation_checkpointing import recompute
+from skipway.training import precision
 from skipway.training.losses import Classification, Task
 from skipway.training.optimizers import make_optimizer, set_rates, step_unless
 from skipway.training.schedules import make_schedule, momentum_at
 from skipway.training.weight_average import make_average
 
-__all__ = ["KeptEpoch", "Settings", "State", "Trainer", "preserve_global_state", "has_bf16"]
+__all__ = ["KeptEpoch", "Settings", "State", "Trainer", "preserve_global_state", "has_bf16", "has_fp16"]
 
 KeptEpoch = Literal["best", "last"]
-# Data type of autocast by precision.
-_AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
+_VOLTA = (7, 0)  # compute capability of the first GPUs with tensor cores
+_SCALER_STATE = ("scale", "_growth_tracker")  # values of a GradScaler that change
 _COLUMNS = "columns"  # first layer of the head of a network with feature columns
 
 
@@ -79,6 +80,11 @@ class State:
     num_microbatches: int = 1  # more than 1 after running out of memory
 
 
+def has_fp16(device: str) -> bool:
+    """Return True if the device is a GPU that multiplies float16 matrices fast (Volta and later)."""
+    return torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device) >= _VOLTA
+
+
 def has_bf16(device: str) -> bool:
     """Return True if the hardware multiplies bfloat16 matrices natively (AMX, AVX512-BF16, recent GPUs)."""
     if device == "cuda":
@@ -115,6 +121,7 @@ class Trainer:
         network: the network that is trained.
         model: `network`, wrapped in DistributedDataParallel if several processes train replicas.
         average: EMA of the weights, or None.
+        scaler: scales the loss in fp16, else None.
         takes_steps: the training steps of an epoch have begun, and not ended.
         defers_reading: losses and gradients stay on the device for several steps, and the optimizer is fused.
         state: progress of the run.
@@ -144,6 +151,8 @@ class Trainer:
             layer_decay=settings.layer_decay,
             fused=self.defers_reading,
         )
+        is_fp16 = settings.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(self.device.type) if is_fp16 else None
         self.trainable_params = [p for p in self.network.parameters() if p.requires_grad]
         self.model = self._wrap_replicas()
         self.frozen_params: set[nn.Parameter] = set()
@@ -208,8 +217,11 @@ class Trainer:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the autocast context of a forward pass, or a null context for fp32."""
-        dtype = _AUTOCAST_DTYPES[self.settings.precision]
-        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+        return precision.autocast(self.device.type, self.settings.precision)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss, in fp16 multiplied by the scale."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def synced(self, last: bool) -> AbstractContextManager[Any]:
         """Return a context that synchronizes gradients only in the `last` backward pass of a step."""
@@ -218,10 +230,21 @@ class Trainer:
         return nullcontext() if last or not isinstance(self.model, DistributedDataParallel) else self.model.no_sync()
 
     def clip_gradients(self) -> Tensor:
-        """Clip the norm of the gradients to `clip_grad` if it is set, and return their norm before clipping."""
+        """Clip the norm of the gradients to `clip_grad` if it is set, and return their norm before clipping.
+
+        In fp16, gradients that overflow are normal: the step is skipped, and halves the scale. Their norm is returned
+        as 0 unless the scale is too small to be the reason.
+        """
         for p in self.frozen_params:
             p.grad = None
-        return full_tensor(nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_grad or float("inf")))
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_grad or float("inf"))
+        if self.scaler is None:
+            return full_tensor(norm)
+        self.overflow = ~torch.isfinite(norm)
+        scale = self.scaler.scale(torch.ones_like(norm))
+        return torch.where(self.overflow & (scale > 1), torch.zeros_like(norm), norm)
 
     def penalty(self) -> Tensor | float:
         """Compute the L1 and L2 penalty of the weights, without norms and biases."""
@@ -239,14 +262,17 @@ class Trainer:
         set_rates(self.optimizer, *self.rates(position))
 
     def step(self, skip: Tensor | None = None) -> None:
-        """Take an optimizer step with the gradients, delete them, and update the EMA, if there is one.
+        """Take an optimizer step with the gradients, and delete them.
 
         Args:
             skip: boolean scalar on the device; if true, the step leaves the weights as they are.
         """
+        if self.scaler is not None:
+            skip = self.overflow if skip is None else skip | self.overflow
         step_unless(self.optimizer, skip)
+        if self.scaler is not None:
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.update_average()
 
     def update_average(self) -> None:
         """Update the EMA, if there is one."""
@@ -265,10 +291,12 @@ class Trainer:
         names = {id(p): n for n, p in self.network.named_parameters()}
         for parameter, values in self.optimizer.state.items():
             tensors |= {f"optimizer.{names[id(parameter)]}.{k}": v for k, v in values.items() if isinstance(v, Tensor)}
+        if self.scaler is not None:
+            tensors |= {f"scaler.{k}": torch.tensor(self.scaler.state_dict()[k]) for k in _SCALER_STATE}
         return tensors
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Restore weights, buffers, EMA and optimizer from `tensors`, and the progress from `state`."""
+        """Restore weights, buffers, EMA, optimizer and loss scale from `tensors`, and the progress from `state`."""
         self.optimizer.state.clear()
         _load(self.network, _strip_prefix("network.", tensors))
         if self.average is not None:
@@ -281,6 +309,8 @@ class Trainer:
             }
             if values:
                 self.optimizer.state[parameter] = values
+        if self.scaler is not None and (scaler := _strip_prefix("scaler.", tensors)):
+            self.scaler.load_state_dict(self.scaler.state_dict() | {k: v.item() for k, v in scaler.items()})
         self.state = State(**state)
         if collectives.rank():  # rank 0 holds the sums of all processes
             self.state.loss, self.state.metric_sum, self.state.seen = 0.0, 0.0, 0

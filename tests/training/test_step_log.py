@@ -54,7 +54,7 @@ def train(learner, feed, folder=None):
 
 
 @pytest.mark.parametrize("restored", [False, True], ids=["new", "restored"])
-@pytest.mark.parametrize("how", RUNS.values(), ids=RUNS)
+@pytest.mark.parametrize("how", [*RUNS.values(), {"precision": "fp16", "clip_grad": 1.0}], ids=[*RUNS, "fp16"])
 def test_a_step_waits_for_the_device_at_most_once_in_five(how, restored):
     few, many, weights = 16, 48, torch.ones(96)
     with fake_gpu() as gpu:
