@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from skipway.kernels.layer_dispatch import kernel_status
+from skipway.runs.cuda_settings import gpu_facts
 from skipway.runs.recipe import Recipe
 
 __all__ = ["describe_environment", "processor", "repeat_command"]
@@ -20,7 +21,7 @@ def describe_environment(recipe: Recipe, device: str, precision: str, network: s
     Args:
         recipe: options of the run.
         device: "cpu" or "cuda".
-        precision: "bf16" or "fp32".
+        precision: "bf16", "fp16" or "fp32".
         network: repr of the network.
     """
     return {
@@ -33,6 +34,7 @@ def describe_environment(recipe: Recipe, device: str, precision: str, network: s
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "precision": precision,
         "kernels": kernel_status(),
+        **{name: value for name, value in gpu_facts(device).items() if name != "gpu"},
         "command": repeat_command(recipe),
         "network": network,
     }
