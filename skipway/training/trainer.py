@@ -303,7 +303,7 @@ class Trainer:
             _load(self.average, _strip_prefix("average.", tensors))
         for name, parameter in self.network.named_parameters():
             values = {
-                k: _state_like(v, parameter, fused=self.defers_reading)
+                k: _state_like(k, v, parameter, fused=self.defers_reading)
                 for k, v in _strip_prefix(f"optimizer.{name}.", tensors).items()
                 if "." not in k
             }
@@ -316,13 +316,13 @@ class Trainer:
             self.state.loss, self.state.metric_sum, self.state.seen = 0.0, 0.0, 0
 
 
-def _state_like(value: Tensor, parameter: Tensor, *, fused: bool) -> Tensor:
+def _state_like(name: str, value: Tensor, parameter: Tensor, *, fused: bool) -> Tensor:
     """Return a value of a parameter's optimizer state where the optimizer creates it.
 
     A step count is on the CPU unless the optimizer is fused: reading it would wait for the device in each step. Other
     values have the memory format of the parameter.
     """
-    if value.dim() == 0 and not fused:
+    if name == "step" and not fused:
         return value.cpu()
     if value.shape != parameter.shape or is_sharded(parameter):
         return shard_like(value, parameter)

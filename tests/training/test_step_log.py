@@ -80,6 +80,14 @@ def test_step_counts_stay_where_the_optimizer_keeps_them(device, optimizer):
             assert places[0] and places[0] == places[1]
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_state_of_a_single_number_goes_where_the_number_is(fused):
+    with fake_gpu():
+        scale = torch.nn.Parameter(torch.ones((), device="cuda"))
+        places = [trainer._state_like(name, torch.ones(()), scale, fused=fused).is_cuda for name in ("step", "exp_avg")]
+    assert places == [fused, True]
+
+
 class Poisoned(Feed):
     """Batches whose third one is not finite."""
 
