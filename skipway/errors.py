@@ -31,6 +31,11 @@ STORAGE_ERRNOS = {
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENFILE),
     *(errno.ESTALE, errno.EBUSY, errno.ENODEV, errno.ENXIO),  # from network disks, and from disks that were removed
 }
+# Messages of Python and torch, of cuBLAS and of cuDNN.
+_OUT_OF_MEMORY = (
+    *("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "cudnn_status_alloc_failed"),
+    *("cudnn_status_internal_error_host_allocation_failed", "cudnn_status_internal_error_device_allocation_failed"),
+)
 _NO_MEMORY = ("cannot allocate memory", "failed to map segment")  # messages of the shared-library loader
 
 
@@ -96,7 +101,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         no_memory = any(words in str(error).lower() for words in _NO_MEMORY)
         return no_memory or getattr(error, "errno", None) == errno.ENOMEM
     message = str(error).lower() if isinstance(error, RuntimeError) else ""
-    return isinstance(error, MemoryError) or "out of memory" in message or "can't allocate memory" in message
+    return isinstance(error, MemoryError) or any(words in message for words in _OUT_OF_MEMORY)
 
 
 def out_of_memory() -> StorageError:

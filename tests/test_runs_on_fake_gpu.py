@@ -29,6 +29,7 @@ from skipway.export import fuse, program
 from skipway.probe import batches_accuracy, batches_loss, flow, landscape, lesion
 from skipway.runs.recipe import UNUSED_BY_FIND_LR
 from skipway.runs.run_plots import draw_augmented
+from skipway.training import trainer
 from skipway.training.lr_finder import range_test
 from skipway.utils import devices
 
@@ -56,6 +57,13 @@ def fake():
         pytest.skip("a real GPU rounds differently")
     with fake_gpu() as gpu:
         yield gpu
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """Use the fused optimizers of the device on the CPU too; they round differently."""
+    create = trainer.make_optimizer
+    monkeypatch.setattr(trainer, "make_optimizer", lambda *args, **kwargs: create(*args, **{**kwargs, "fused": True}))
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +99,7 @@ class Speckle(nn.Module):
 
 RUNS = {
     "bf16": {"precision": "bf16", "recompute": "stages", "tta": True, "watch": True},
+    "fp16": {"precision": "fp16", "grow": "resnet20:1,resnet32:1", "model": "auto", "epochs": 2},
     "adamw": {"optimizer": "adamw", "transform": Speckle(), "l1": 1e-5, "l2": 1e-5, "grad_accum_steps": 2},
     "muon": {"optimizer": "muon", "freeze_epochs": 1, "layer_decay": 0.5, "balance": "weights", "recompute": 2},
     "whitening": {"model": "resnet9", "img_size": "8:16", "ema": 0.9},
@@ -130,7 +139,7 @@ def test_a_run_that_grows(device, data, tmp_path):
     assert run.metrics["grown"][0]["to"]["name"] == "resnet32" and run.metrics["grown"][0]["difference"] < 1e-3
 
 
-def test_a_run_has_the_weights_that_it_has_on_the_cpu(fake, data, tmp_path, monkeypatch):
+def test_a_run_has_the_weights_that_it_has_on_the_cpu(fake, fused, data, tmp_path, monkeypatch):
     monkeypatch.setenv("SKIPWAY_KERNELS", "off")
     options = {"ema": 0.9, "dropout": 0.2, "mixup": 0.2, "cutmix": 1.0, "augment": "strong", "clip_grad": 1.0}
     device = quick(data, tmp_path, **options)
@@ -141,7 +150,7 @@ def test_a_run_has_the_weights_that_it_has_on_the_cpu(fake, data, tmp_path, monk
     assert same_runs(device.path, host.path)
 
 
-def test_a_run_of_a_table_has_the_weights_that_it_has_on_the_cpu(fake, homes_csv, tmp_path):
+def test_a_run_of_a_table_has_the_weights_that_it_has_on_the_cpu(fake, fused, homes_csv, tmp_path):
     device, host = (
         train(homes_csv, target="dear", output=tmp_path, epochs=2, device=device) for device in ("cuda", "cpu")
     )

@@ -9,7 +9,7 @@ import torch
 
 from skipway.kernels.layer_dispatch import kernel_status
 from skipway.runs.environment import processor
-from skipway.utils.devices import available_threads, device_for, device_name, device_names, has_bf16
+from skipway.utils.devices import available_threads, device_for, device_name, device_names, has_bf16, has_fp16
 
 __all__ = ["EXTRAS", "environment_facts", "environment_table"]
 
@@ -32,6 +32,8 @@ def environment_table() -> str:
 def environment_facts() -> dict[str, str]:
     """Return versions, processor, threads, precision and extras by name."""
     threads = available_threads()
+    device = device_for("auto")
+    half = "fp16" if has_fp16(device) else "fp32"
     return {
         "skipway": version("skipway"),
         "python": platform.python_version(),
@@ -39,7 +41,7 @@ def environment_facts() -> dict[str, str]:
         "processor": f"{processor()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "threads": f"{threads.count}, limited by {threads.reason}",
         "gpu": ", ".join(f"{device} ({device_name(device)})" for device in device_names()[1:]) or "none",
-        "precision": "bf16" if has_bf16(device_for("auto")) else "fp32",
+        "precision": "bf16" if has_bf16(device) else half,
         "kernels": kernel_status(),
         **{name: _version(name) for name in ("torch", "pillow", "safetensors", "scikit-learn", "numpy")},
         **{f"{name} extra": _extra(module, name) for name, module in EXTRAS.items()},

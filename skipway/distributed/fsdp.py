@@ -47,13 +47,14 @@ def _blocks(network: nn.Module) -> Iterator[nn.Module]:
             yield from _blocks(child)
 
 
-def _is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
+    """Return True if a tensor is sharded over the processes."""
     return hasattr(tensor, "full_tensor")
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """Gather a tensor if it is sharded. All processes must call it."""
-    return tensor.full_tensor() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def full_state_dict(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -75,8 +76,8 @@ def shard_like(tensor: Tensor, pattern: Tensor) -> Tensor:
     """
     tensor = tensor.to(pattern.device)
     if (
-        _is_sharded(tensor)
-        or not _is_sharded(pattern)
+        is_sharded(tensor)
+        or not is_sharded(pattern)
         or tensor.shape[:1] != pattern.shape[:1]
         or tensor.numel() != pattern.numel()
     ):

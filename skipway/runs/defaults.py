@@ -13,7 +13,7 @@ from skipway.errors import InputError
 from skipway.runs.recipe import Recipe
 from skipway.runs.small_sets import FEW_IMAGES, small_batch_size
 from skipway.training.trainer import Settings
-from skipway.utils.devices import device_for, has_bf16
+from skipway.utils.devices import device_for, device_kind, device_name, has_bf16, has_fp16
 
 __all__ = [
     "FAMILY_DEFAULTS",
@@ -279,12 +279,35 @@ def head_for(recipe: Recipe, plan: dict[str, Any], *, pretrained: bool, count: i
 
 
 def precision_for(recipe: Recipe, device: str, is_table: bool) -> str:
-    """Return the precision of a run on `device`: "bf16" or "fp32"."""
+    """Return the precision of a run on `device`: "bf16", "fp16" or "fp32".
+
+    Raises:
+        InputError: the device does not support the precision of the recipe.
+    """
     if recipe.precision != "auto":
+        _refuse_precision(recipe, device)
         return recipe.precision
     if is_table:  # small layers gain no speed, and measurements lose digits
         return "fp32"
-    return "bf16" if has_bf16(device) else "fp32"
+    if has_bf16(device):
+        return "bf16"
+    return "fp16" if has_fp16(device) and not recipe.fsdp else "fp32"
+
+
+def _refuse_precision(recipe: Recipe, device: str) -> None:
+    """Raise InputError for bf16 on a GPU that would emulate it, and for fp16 without a GPU or with sharded weights."""
+    is_gpu = device_kind(device) == "cuda"
+    if recipe.precision == "bf16" and is_gpu and not has_bf16(device):
+        raise InputError(
+            f"cannot use --precision bf16 on {device_name(device)}: expected a GPU that computes in "
+            f"bf16, got one that emulates it. Use --precision {'fp16' if has_fp16(device) else 'fp32'}."
+        )
+    if recipe.precision == "fp16" and (not is_gpu or recipe.fsdp):
+        place = "--fsdp" if is_gpu else f"device {device}"
+        raise InputError(
+            f"cannot use --precision fp16: expected a CUDA device without --fsdp, got {place}. Use --precision bf16 or "
+            "fp32."
+        )
 
 
 def class_weights_for(counts: Sequence[int]) -> tuple[float, ...]:

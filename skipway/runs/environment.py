@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from skipway.kernels.layer_dispatch import kernel_status
+from skipway.runs.cuda_settings import gpu_facts
 from skipway.runs.recipe import Recipe
 from skipway.utils.devices import device_name
 
@@ -21,7 +22,7 @@ def describe_environment(recipe: Recipe, device: str, precision: str, network: s
     Args:
         recipe: options of the run.
         device: "cpu", or an accelerator such as "cuda".
-        precision: "bf16" or "fp32".
+        precision: "bf16", "fp16" or "fp32".
         network: repr of the network.
     """
     return {
@@ -34,6 +35,7 @@ def describe_environment(recipe: Recipe, device: str, precision: str, network: s
         "device": device_name(device),
         "precision": precision,
         "kernels": kernel_status(),
+        **{name: value for name, value in gpu_facts(device).items() if name != "gpu"},
         "command": repeat_command(recipe),
         "network": network,
     }

@@ -10,6 +10,7 @@ import torch
 from skipway.export.export_model import fuse
 from skipway.models.network import Network
 from skipway.runs.feature_cache import frozen_layers
+from skipway.training.precision import feature_precision
 
 __all__ = ["FIT_SECONDS", "feature_size", "largest_size", "seconds_for_features", "seconds_per_image"]
 
@@ -72,7 +73,7 @@ def seconds_per_image(network: Network, precision: str) -> float:
         precision: "bf16" or "fp32".
     """
     trunk = frozen_layers(network)
-    model, x = fuse(trunk, precision), torch.zeros(_TIMED, *trunk.require_image_spec().input_shape)
+    model, x = fuse(trunk, feature_precision(precision)), torch.zeros(_TIMED, *trunk.require_image_spec().input_shape)
     x = x.to(next(trunk.parameters()).device)
     with torch.inference_mode():
         model(x)  # the first call packs the weights

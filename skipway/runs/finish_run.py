@@ -28,6 +28,7 @@ from skipway.training.best_weights import refuse_other_weights
 from skipway.training.checkpoint import load_weights, save_weights
 from skipway.training.label_metrics import best_thresholds
 from skipway.training.metrics import compute_metrics, score
+from skipway.training.precision import feature_precision
 from skipway.training.scores import ClassScores, LabelScores, Scores
 from skipway.training.trainer import State, Trainer
 from skipway.utils.atomic_files import write_json
@@ -77,7 +78,7 @@ def finish_run(
 
     features, model, computed = None, best, ("torch", "fp32")
     if trainer.settings.head == "regression" and not datamodule.recipe.tta:
-        precision, images = trainer.settings.precision, cast(ImageDataModule, datamodule)
+        precision, images = feature_precision(trainer.settings.precision), cast(ImageDataModule, datamodule)
         if trainer.state.best["epoch"] == 1:
             features = head_features(best, images, precision, folder, console=Console(quiet=True), stop=stop)
         else:  # fp32 would take as long as training the last layers

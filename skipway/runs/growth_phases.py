@@ -126,6 +126,7 @@ def grow_tensors(
         grown_average = grow(restore(average, dict(header), "the EMA of the checkpoint")).network
         grown |= {f"average.module.{name}": value for name, value in grown_average.state_dict().items()}
         grown["average.n_averaged"] = tensors["average.n_averaged"]
+    grown |= {name: value for name, value in tensors.items() if name.startswith("scaler.")}
     state_by_parameter: dict[str, dict[str, Any]] = {}
     for key, value in under("optimizer.").items():
         name, _, leaf = key.rpartition(".")

@@ -24,6 +24,7 @@ from skipway.runs.feature_size import seconds_per_image
 from skipway.runs.image_datamodule import ImageDataModule
 from skipway.training.linear_head import fit_linear_head
 from skipway.training.metrics import Scores
+from skipway.training.precision import feature_precision
 from skipway.training.ridge_head import fit_ridge_head
 from skipway.training.trainer import Settings, Trainer
 from skipway.utils.cache_folder import cache_folder
@@ -111,7 +112,7 @@ def feature_cache(
     Args:
         network: pretrained network.
         datamodule: prepared images.
-        precision: "bf16" or "fp32".
+        precision: precision of the run.
         folder: run folder; the cache is next to it.
         console: console for progress.
         stop: flag that interrupts the computation.
@@ -120,6 +121,7 @@ def feature_cache(
     images = datamodule.images
     fingerprint = pixels_fingerprint(images)  # runs with different splits share features
     where = cache_folder("features")
+    precision = feature_precision(precision)
     return FeatureCache(network, precision, where, fingerprint, len(images.keys), console, stop, last)
 
 

@@ -26,7 +26,7 @@ __all__ = ["GROUPS", "UNUSED_BY_FIND_LR", "Recipe"]
 # Options without effect on an LR range test, which neither ends, evaluates nor writes a run.
 UNUSED_BY_FIND_LR = frozenset(
     ("epochs", "lr", "schedule", "ema", "patience", "time_limit", "tta", "folds", "fold", "grow", "watch", "fsdp")
-    + ("head", "freeze_epochs", "freeze_until", "views", "save_every", "output", "name")
+    + ("deterministic", "head", "freeze_epochs", "freeze_until", "views", "save_every", "output", "name")
 )
 
 
@@ -193,9 +193,10 @@ class Recipe(DataOptions):
         maximum=1,
     )
     device: str = option("Hardware", "auto", "Compute device: auto, cpu, cuda, cuda:1, xpu or mps.")
-    precision: Literal["auto", "bf16", "fp32"] = option(
-        "Hardware", "auto", "Compute precision; auto: bf16 if the hardware supports it."
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = option(
+        "Hardware", "auto", "Compute precision; auto: bf16, on GPUs without it fp16, else fp32."
     )
+    deterministic: bool = option("Hardware", False, "Bit-exact resume on CUDA, with slower algorithms.")
     threads: int | None = option("Hardware", None, "CPU threads.", effective="available cores", minimum=1, maximum=1024)
     recompute: int | Literal["none", "auto", "stages"] = option(
         "Hardware",

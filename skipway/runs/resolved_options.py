@@ -206,6 +206,8 @@ def _augment_reason(spec: Spec) -> str:
 def _precision_reason(settings: Settings, *, is_table: bool) -> str:
     if is_table:
         return "tables are trained in fp32"
+    if settings.precision == "fp16":
+        return "fast on this GPU, which has no bf16"
     return "fast on this hardware" if settings.precision == "bf16" else "no fast bf16 on this hardware"
 
 

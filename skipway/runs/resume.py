@@ -13,6 +13,7 @@ from skipway.distributed import collectives
 from skipway.errors import InputError, printable
 from skipway.kernels.layer_dispatch import kernel_status
 from skipway.runs.checkpoint_state import describe_edits, read_checkpoint
+from skipway.runs.cuda_settings import gpu_facts, is_cuda
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_csv_tables import escape_cell
 from skipway.runs.run_folder import read_recipe
@@ -44,6 +45,7 @@ MAY_CHANGE = {
     "device",
     "threads",
     "precision",
+    "deterministic",
     "save_every",
     "time_limit",
     "patience",
@@ -186,6 +188,7 @@ def machine_facts(device: str, precision: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),
         "kernels": kernel_status(with_reason=False),
+        **gpu_facts(device),
     }
 
 
@@ -282,6 +285,8 @@ def _inexact_reasons(saved: dict[str, Any], recipe: Recipe) -> list[str]:
     now = machine_facts(recipe.device, recipe.precision) | {"threads": recipe.threads}
     changed = [name for name in now if saved.get(name, now[name]) != now[name]]
     reasons = [f"{name} changed from {saved[name]} to {now[name]}" for name in changed]
+    if is_cuda(recipe.device) and not (recipe.deterministic and saved["recipe"].get("deterministic")):
+        reasons.append("a GPU without --deterministic")
     before = saved["recipe"]["epochs"]
     if recipe.epochs != before:
         reasons.append(f"epochs changed from {before} to {recipe.epochs}, which stretches the schedule")

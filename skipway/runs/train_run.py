@@ -17,6 +17,7 @@ from skipway.data.sources.in_memory import hold_data
 from skipway.distributed import collectives, process_group
 from skipway.errors import InputError, Interrupted
 from skipway.runs.cross_validation import cross_validate, is_cross_validation
+from skipway.runs.cuda_settings import cuda_settings, refuse_nondeterministic
 from skipway.runs.datamodule import DataModule, open_datamodule
 from skipway.runs.finished_run import Run
 from skipway.runs.growth_phases import phases
@@ -177,6 +178,7 @@ def _prepared_run(
             collectives.run_on_rank0(lambda: stack.enter_context(lock_run(folder)) and None)
             earlier = read_earlier_run(folder, options)
             recipe, epochs_given = earlier.recipe, earlier.epochs_given
+        stack.enter_context(cuda_settings(device_for(recipe.device), deterministic=recipe.deterministic))
         collectives.assert_same({**recipe.as_dict(), "torch": torch.__version__})
         _refuse_unusable(recipe)
         new = earlier is None or earlier.checkpoint is None
@@ -193,6 +195,7 @@ def _prepared_run(
             is_open = not epochs_given and (datamodule.time_sets_epochs or datamodule.rows_choose_epochs)
             folder = collectives.run_on_rank0(lambda: _begin_folder(recipe, datamodule, stack, is_open))
         stack.enter_context(crash_report(folder))
+        stack.enter_context(refuse_nondeterministic())
         datamodule.prepare(console, stop)
         collectives.assert_same({f"the fingerprint of the {datamodule.noun}": datamodule.fingerprint})
         yield PreparedRun(

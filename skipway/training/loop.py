@@ -21,6 +21,7 @@ from skipway.errors import Interrupted, NotFiniteError, printable
 from skipway.training import checkpoint
 from skipway.training.epoch_table import format_header, format_row, format_speed
 from skipway.training.metrics import Batches, Scores, score
+from skipway.training.step_log import StepLog
 from skipway.training.trainer import Settings, State, Trainer
 from skipway.utils.atomic_files import make_folder, storing
 from skipway.utils.best_epoch import is_best_so_far
@@ -66,7 +67,8 @@ def fit(
         StorageError: a checkpoint could not be written.
     """
     settings, state, device = trainer.settings, trainer.state, trainer.device
-    writer = _CheckpointWriter(trainer, folder, facts=facts, stop=stop)
+    log = StepLog(trainer)
+    writer = _CheckpointWriter(trainer, folder, facts=facts, stop=stop, before_save=log.read)
     writer.save()
     while state.epoch < trainer.until and state.status == "running":
         trainer.to_train()
@@ -81,27 +83,29 @@ def fit(
                 with trainer.synced(boundary and piece.stop == len(y)):
                     with trainer.autocast():
                         outputs = trainer.model(x[piece]).float()
-                    part = None if weights is None else weights[piece].to(device)
+                    part = None if weights is None else weights[piece].to(device, non_blocking=True)
                     loss = trainer.task.loss(outputs, y[piece], part) + trainer.penalty()
-                    _require_finite(loss, "loss", trainer, ids)
-                    (loss * share).backward()
-                state.loss += loss.item() * len(outputs)
-                state.metric_sum += trainer.task.metric_sum(outputs, y[piece], part)
+                    log.check(loss, "loss", ids)
+                    trainer.backward(loss * share)
+                log.add(loss, outputs, y[piece], part)
             if boundary:
-                _require_finite(trainer.clip_gradients(), "gradient", trainer, ids)
+                log.check(trainer.clip_gradients(), "gradient", ids)
                 position = _position(settings, state.epoch, state.batch, train.steps)
                 trainer.set_rates(writer.position_in_time(position))
-                trainer.optimizer.step()
-                trainer.optimizer.zero_grad(set_to_none=True)
+                trainer.step(log.skip)
                 trainer.update_average()
                 state.step += 1
             state.batch, state.seen = state.batch + 1, state.seen + len(y)
+            is_read = log.end_batch(is_last=state.batch == train.steps)
             state.seconds += time.monotonic() - asked
-            bar.at(state.batch, format_speed(state, trainer.task))
+            if is_read:
+                bar.at(state.batch, format_speed(state, trainer.task))
             if boundary and writer.save_if_due():
                 state.status = "stopped by the time limit"
                 break
             asked = time.monotonic()
+        log.read()
+        trainer.takes_steps = False
         bar.done()
         collectives.broadcast_buffers(trainer.eval_model)
         scores = score(
@@ -111,6 +115,7 @@ def fit(
             autocast=trainer.autocast,
             device=device,
             poll=writer.save_if_asked,
+            report=console.print,
         )
         rate = settings.lr * trainer.lr_schedule(_position(settings, state.epoch, state.batch - 1, train.steps))
         _end_epoch(trainer, scores, writer, lr=rate, on_epoch=on_epoch, console=console)
@@ -165,8 +170,17 @@ def _end_epoch(
 class _CheckpointWriter:
     """Writes checkpoints at regular intervals and on signals."""
 
-    def __init__(self, trainer: Trainer, folder: Path | None, *, facts: dict[str, Any], stop: StopFlag):
+    def __init__(
+        self,
+        trainer: Trainer,
+        folder: Path | None,
+        *,
+        facts: dict[str, Any],
+        stop: StopFlag,
+        before_save: Callable[[], None] = lambda: None,
+    ):
         self.trainer, self.folder, self.facts, self.stop = trainer, folder, facts, stop
+        self.before_save = before_save  # completes the sums in the state, or raises an error
         if folder is not None and collectives.rank() == 0:
             with storing(folder, 0):
                 make_folder(folder.parent)
@@ -188,6 +202,7 @@ class _CheckpointWriter:
 
     def save(self) -> None:
         """Save a checkpoint with the sums over all processes. Only rank 0 writes."""
+        self.before_save()
         state = self.trainer.state
         state.total_seconds = self.total_seconds
         sums = dict(zip(_SUMS, collectives.all_reduce_sum(*(getattr(state, name) for name in _SUMS)), strict=True))
@@ -286,14 +301,3 @@ def _microbatches(
 def _step_seed(seed: int, step: int) -> int:
     """Return the seed of dropout and stochastic depth in a step. It differs between processes."""
     return seed * 1_000_003 + step + collectives.rank() * 2**40
-
-
-def _require_finite(value: Tensor, what: str, trainer: Trainer, ids: Any) -> None:
-    if torch.isfinite(value):
-        return
-    state = trainer.state
-    names = ", ".join(printable(trainer.name_of(int(i))) for i in ids[:8]) + (" ..." if len(ids) > 8 else "")
-    raise NotFiniteError(
-        f"cannot take step {state.step + 1} of epoch {state.epoch + 1}: expected a finite {what}, got {value.item()} "
-        f"with the {trainer.task.samples} {names}. Start a new run with a lower --lr or --clip-grad 1."
-    )

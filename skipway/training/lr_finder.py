@@ -160,11 +160,10 @@ def train_step(trainer: Trainer, x: Tensor, y: Tensor, k: int, rate: float, weig
     torch.manual_seed(trainer.settings.seed + k)
     loss = _penalized_loss(trainer, x, y, weights)
     if torch.isfinite(loss):
-        loss.backward()
+        trainer.backward(loss)
         trainer.clip_gradients()
         set_rates(trainer.optimizer, rate, trainer.settings.momentum)
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad(set_to_none=True)
+        trainer.step()
     return _mean_over_processes(loss)
 
 

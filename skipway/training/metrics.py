@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from skipway.data.output_spec import TaskName
 from skipway.distributed import collectives
-from skipway.errors import NotFiniteError
+from skipway.distributed.fsdp import is_sharded
+from skipway.errors import NotFiniteError, StorageError, is_out_of_memory
 from skipway.training.label_metrics import auroc
+from skipway.training.precision import without_tf32
+from skipway.training.release_memory import release_memory
 from skipway.training.scores import ClassScores, LabelScores, RegressionScores, Scores
 
 __all__ = [
@@ -73,8 +76,9 @@ def score(
     autocast: Callable[[], AbstractContextManager[Any]],
     device: torch.device,
     poll: Callable[[], None] = lambda: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Any:
-    """Evaluate a model on every sample of `batches`.
+    """Evaluate a model on every sample of `batches`. A batch that does not fit into memory is split.
 
     Args:
         network: set to evaluation mode, and back to its previous mode at the end.
@@ -83,28 +87,73 @@ def score(
         autocast: returns the context of a forward pass.
         device: device of the inputs.
         poll: called before each batch, to raise an error if a stop was requested.
+        report: prints a line if batches are split.
 
     Returns:
         The scores of all samples, in every process, with their weights.
+
+    Raises:
+        StorageError: a single sample does not fit into memory.
     """
     training = network.training
     network.eval()
     parts: list[tuple[Tensor, Tensor, np.ndarray, np.ndarray | None]] = []
+    num_pieces = 1
+
+    def compute(piece: Tensor) -> Tensor:
+        with autocast():
+            return network(piece.to(device)).float().cpu()
+
     try:
-        with torch.no_grad():  # not inference_mode: FSDP weights gathered in it could not be used in training
+        # Not inference_mode: FSDP weights gathered in it could not be used in training.
+        with without_tf32(), torch.no_grad():
             for x, y, ids in batches.epoch():
                 poll()
                 weights = batches.weights(ids)
                 of_samples = None if weights is None else weights.cpu().double().numpy()
-                with autocast():
-                    parts.append((network(x.to(device)).float().cpu(), y.cpu(), ids, of_samples))
+                before = num_pieces
+                outputs, num_pieces = _in_pieces(compute, x, num_pieces, device, may_split=not _has_shards(network))
+                if num_pieces > before:
+                    report(f"  ran out of memory with {len(ids)} samples in evaluation: split into {num_pieces} parts")
+                parts.append((outputs, y.cpu(), ids, of_samples))
     finally:
         network.train(training)
     all_parts = [part for part in chain(*collectives.all_gather(parts)) if len(part[2])]
-    outputs, targets, all_ids, all_weights = zip(*all_parts, strict=True)
+    all_outputs, targets, all_ids, all_weights = zip(*all_parts, strict=True)
     with torch.inference_mode():
-        scores = task.scores(torch.cat(outputs), torch.cat(targets), np.concatenate(all_ids))
+        scores = task.scores(torch.cat(all_outputs), torch.cat(targets), np.concatenate(all_ids))
     return scores if all_weights[0] is None else replace(scores, weights=np.concatenate(all_weights))
+
+
+def _in_pieces(
+    compute: Callable[[Tensor], Tensor], x: Tensor, num_pieces: int, device: torch.device, *, may_split: bool
+) -> tuple[Tensor, int]:
+    """Compute the outputs of a batch in pieces, and in twice as many as long as it runs out of memory.
+
+    Returns:
+        The outputs, and the number of pieces.
+    """
+    while True:
+        try:
+            pieces = x.tensor_split(min(num_pieces, len(x))) if num_pieces > 1 else (x,)
+            outputs = [compute(piece) for piece in pieces]
+            return (torch.cat(outputs) if len(outputs) > 1 else outputs[0]), num_pieces
+        except (MemoryError, RuntimeError) as error:
+            if not may_split or not is_out_of_memory(error):
+                raise
+        # Outside of the handler, so that the traceback no longer keeps tensors alive.
+        if num_pieces >= len(x):
+            raise StorageError(
+                "ran out of memory in evaluation: expected memory for 1 sample, got none. Use a smaller --img-size or "
+                "--model, or a machine with more memory. Saved checkpoints are intact."
+            )
+        num_pieces *= 2
+        release_memory(device)
+
+
+def _has_shards(network: nn.Module) -> bool:
+    """Return True if the processes compute each batch together."""
+    return any(is_sharded(p) for p in network.parameters())
 
 
 def softmax(outputs: Tensor) -> Tensor:

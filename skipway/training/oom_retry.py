@@ -1,14 +1,12 @@
 """Recovery from running out of memory: batches are split into microbatches whose gradients are accumulated."""
 
-import gc
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
 
 from skipway.distributed import collectives
 from skipway.errors import StorageError, is_out_of_memory
 from skipway.training import checkpoint
+from skipway.training.release_memory import release_memory
 from skipway.training.trainer import State, Trainer
 from skipway.utils.console import Console
 
@@ -18,7 +16,7 @@ __all__ = ["retry_with_microbatches"]
 def retry_with_microbatches(
     fit: Callable[[], State], trainer: Trainer, *, folder: Path, batch_size: int, console: Console
 ) -> State:
-    """Call `fit`, and retry from the newest checkpoint with microbatches half as large if it runs out of memory.
+    """Call `fit`, and retry from the newest checkpoint with microbatches half as large if a step runs out of memory.
 
     Each step averages the same samples, but batch norm uses the statistics of a microbatch. The number of microbatches
     is part of the state, so that a resumed run uses it again.
@@ -40,7 +38,8 @@ def retry_with_microbatches(
         try:
             return fit()
         except (MemoryError, RuntimeError) as error:
-            if collectives.world_size() > 1 or not is_out_of_memory(error):  # other processes would not retry
+            # Other processes would not retry, and microbatches save memory in training steps only.
+            if not is_out_of_memory(error) or collectives.world_size() > 1 or not trainer.takes_steps:
                 raise
         # Outside of the handler, so that the traceback no longer keeps tensors alive.
         pieces = 2 * trainer.state.num_microbatches
@@ -50,9 +49,7 @@ def retry_with_microbatches(
                 "a smaller --img-size or --model, or a machine with more memory. Saved checkpoints are intact."
             )
         trainer.optimizer.zero_grad(set_to_none=True)
-        gc.collect()
-        if trainer.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(trainer.device)
         newest = checkpoint.load_checkpoint(folder)
         trainer.restore(newest.tensors, newest.state["state"])
         trainer.state.num_microbatches = pieces

@@ -6,12 +6,14 @@ to the learning rates of AdamW, Liu et al. 2025, arXiv:2502.16982; layer-wise le
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["OPTIMIZERS", "Muon", "make_optimizer", "set_rates"]
+__all__ = ["OPTIMIZERS", "Muon", "make_optimizer", "set_rates", "step_unless"]
 
 OPTIMIZERS = ("sgd", "adamw", "muon")
 
@@ -29,7 +31,20 @@ class _Eager(torch.optim.Optimizer):
 
 
 class _SGD(_Eager, torch.optim.SGD):
-    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+    _step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Take a step; `closure` is not supported.
+
+        The fused SGD of torch takes all parameters or none for new, and leaves the momentum of new ones uninitialized
+        if the step is skipped. A momentum of zero gives the same step.
+        """
+        for group in self.param_groups:
+            if group["fused"] and group["momentum"]:
+                for p in (p for p in group["params"] if p.grad is not None):
+                    if self.state[p].get("momentum_buffer") is None:
+                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        self._step()
 
 
 class _AdamW(_Eager, torch.optim.AdamW):
@@ -51,6 +66,7 @@ class Muon(_Eager):
         groups: parameter groups; the optional key `matrix` selects Muon.
         lr: learning rate.
         momentum: momentum of Muon and first beta of AdamW.
+        fused: use the fused kernels of AdamW.
 
     >>> weight = nn.Parameter(torch.ones(2, 3))
     >>> optimizer = Muon([{"params": [weight], "matrix": True}], lr=0.1, momentum=0.9)
@@ -60,10 +76,11 @@ class Muon(_Eager):
     True
     """
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float):
+    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float, *, fused: bool = False):
         super().__init__(groups, {"lr": lr, "betas": (momentum, 0.99), "weight_decay": 0.0, "matrix": False})
         rest = [group for group in self.param_groups if not group["matrix"]]
-        self.rest = _AdamW(rest) if rest else None
+        self.rest = _AdamW(rest, fused=fused) if rest else None
+        self.found_inf: Tensor | None = None  # see `step_unless`
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -71,7 +88,7 @@ class Muon(_Eager):
         if self.rest is not None:  # AdamW shares these groups and states, also after load_state_dict
             self.rest.param_groups = [group for group in self.param_groups if not group["matrix"]]
             self.rest.state = self.state
-            self.rest.step()
+            step_unless(self.rest, None if self.found_inf is None else self.found_inf > 0)
         for group in self.param_groups:
             if group["matrix"]:
                 self._step_matrices(group)
@@ -92,9 +109,22 @@ class Muon(_Eager):
         )
         for p, view in views:
             muon.state[view].update({key: _matrix(value, p) for key, value in self.state[p].items()})
-        muon.step()
+            if self.found_inf is not None:  # a skipped first step must leave a momentum, which torch creates as zero
+                muon.state[view].setdefault("momentum_buffer", torch.zeros_like(view))
+        with _undone_if(self.found_inf, [t for _, view in views for t in (view.detach(), *muon.state[view].values())]):
+            muon.step()
         for p, view in views:
             self.state[p].update({key: _kernel(value, p) for key, value in muon.state[view].items()})
+
+
+@contextmanager
+def _undone_if(found_inf: Tensor | None, tensors: list[Tensor]) -> Iterator[None]:
+    """Restore `tensors` when the context ends if `found_inf` is not zero, without waiting for the device."""
+    before = [] if found_inf is None else [tensor.clone() for tensor in tensors]
+    yield
+    if found_inf is not None:
+        for tensor, old in zip(tensors, before, strict=True):
+            tensor.copy_(torch.where(found_inf > 0, old, tensor))
 
 
 def _matrix(tensor: Tensor, like: Tensor) -> Tensor:
@@ -125,6 +155,7 @@ def make_optimizer(
     weight_decay: float,
     bias_lr_mult: float = 1.0,
     layer_decay: float = 1.0,
+    fused: bool = False,
 ) -> torch.optim.Optimizer:
     """Create an optimizer. Weight decay applies to weights, not to norms and biases.
 
@@ -136,6 +167,7 @@ def make_optimizer(
         weight_decay: weight decay.
         bias_lr_mult: learning-rate multiplier of norms and biases.
         layer_decay: learning rate of each child of the network (stem, stages, head) divided by that of the next one.
+        fused: use the fused kernels of torch, whose steps `step_unless` can skip on the device.
 
     Returns:
         The optimizer. Each parameter group has a `factor` by which `set_rates` multiplies the learning rate.
@@ -161,11 +193,28 @@ def make_optimizer(
         }
         groups.setdefault(tuple(group.values()), {**group, "params": []})["params"].append(p)
     if name == "muon":
-        return Muon(list(groups.values()), lr, momentum)
+        return Muon(list(groups.values()), lr, momentum, fused=fused)
     if name == "adamw":
-        is_plain = all(p.device.type == "cpu" and type(p) is nn.Parameter for p in trainable_params)
-        return _AdamW(list(groups.values()), lr=lr, betas=(momentum, 0.99), fused=is_plain)
-    return _SGD(list(groups.values()), lr=lr, momentum=momentum, nesterov=momentum > 0)
+        on_cpu = all(p.device.type == "cpu" and type(p) is nn.Parameter for p in trainable_params)
+        return _AdamW(list(groups.values()), lr=lr, betas=(momentum, 0.99), fused=fused or on_cpu)
+    return _SGD(list(groups.values()), lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
+
+
+def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor | None) -> None:
+    """Take a step unless `skip` is true, without waiting for the device.
+
+    Args:
+        optimizer: result of `make_optimizer`, with `fused` if `skip` is a tensor.
+        skip: boolean scalar on the device; None always takes the step.
+    """
+    if skip is None:
+        optimizer.step()
+        return
+    optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler does
+    try:
+        optimizer.step()
+    finally:
+        optimizer.found_inf = None  # type: ignore[attr-defined]
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:

@@ -12,6 +12,7 @@ from skipway.distributed import collectives
 from skipway.kernels.layer_dispatch import run_layers
 from skipway.training.lr_finder import preserve_trainer, train_step
 from skipway.training.metrics import Batches
+from skipway.training.precision import autocast
 from skipway.training.trainer import Trainer
 
 __all__ = ["Pace", "epochs_within", "measure_pace", "step_seconds"]
@@ -87,12 +88,12 @@ def step_seconds(layers: Sequence[nn.Module], x: Tensor, precision: str) -> floa
     Args:
         layers: layers in forward order; gradients are accumulated in their parameters.
         x: (B, ...), input of the first layer.
-        precision: "bf16" or "fp32".
+        precision: "bf16", "fp16" or "fp32".
     """
     seconds = []
     for _ in range(_MEASURED):
         begin = time.monotonic()
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(x.device.type, precision):
             run_layers(layers, x).float().sum().backward()
         seconds.append(time.monotonic() - begin)
     return min(seconds) / len(x)

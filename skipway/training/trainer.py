@@ -8,21 +8,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 from skipway.distributed import collectives, process_group
-from skipway.distributed.fsdp import full_state_dict, full_tensor, shard_like, shard_model
+from skipway.distributed.fsdp import full_state_dict, full_tensor, is_sharded, shard_like, shard_model
 from skipway.errors import InputError, printable
 from skipway.nn.activation_checkpointing import recompute
+from skipway.training import precision
 from skipway.training.losses import Classification, Task
-from skipway.training.optimizers import make_optimizer, set_rates
+from skipway.training.optimizers import make_optimizer, set_rates, step_unless
 from skipway.training.schedules import make_schedule, momentum_at
+from skipway.training.weight_average import make_average
 
 __all__ = ["KeptEpoch", "Settings", "State", "Trainer", "preserve_global_state"]
 
 KeptEpoch = Literal["best", "last"]
-# Data type of autocast by precision.
-_AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16}
+_SCALER_STATE = ("scale", "_growth_tracker")  # values of a GradScaler that change
 _COLUMNS = "columns"  # first layer of the head of a network with feature columns
 
 
@@ -109,6 +109,9 @@ class Trainer:
         network: the network that is trained.
         model: `network`, wrapped in DistributedDataParallel if several processes train replicas.
         average: EMA of the weights, or None.
+        scaler: scales the loss in fp16, else None.
+        takes_steps: the training steps of an epoch have begun, and not ended.
+        defers_reading: losses and gradients stay on the device for several steps, and the optimizer is fused.
         state: progress of the run.
     """
 
@@ -117,14 +120,15 @@ class Trainer:
     ):
         self.device = process_group.local_device(settings.device)
         self.settings, self.state, self.name_of = settings, State(), name_of
+        self.takes_steps = False
         self.task = task or Classification(settings.label_smoothing, settings.class_weights)
         if settings.recompute != "none":
             recompute(network, settings.recompute)
-        self.average = _make_average(network, settings)
+        self.defers_reading = self.device.type == "cuda" and not settings.fsdp
+        self.average = make_average(network, settings.ema, is_sharded=settings.fsdp)
         self.network = self._to_device(network)
         if self.average is not None:
             self.average.module = self._to_device(self.average.module)
-            self.average.n_averaged = self.average.n_averaged.to(self.device)
         self.optimizer = make_optimizer(
             self.network,
             settings.optimizer,
@@ -133,7 +137,10 @@ class Trainer:
             weight_decay=settings.weight_decay,
             bias_lr_mult=settings.bias_lr_mult,
             layer_decay=settings.layer_decay,
+            fused=self.defers_reading,
         )
+        is_fp16 = settings.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(self.device.type) if is_fp16 else None
         self.trainable_params = [p for p in self.network.parameters() if p.requires_grad]
         self.model = self._wrap_replicas()
         self.frozen_params: set[nn.Parameter] = set()
@@ -164,6 +171,7 @@ class Trainer:
 
     def to_train(self) -> None:
         """Set the training mode of the epoch: freeze layers, including the statistics of their batch norms."""
+        self.takes_steps = True
         self.network.train()
         frozen = self._frozen_layers()
         previously_frozen = self.frozen_params
@@ -197,8 +205,11 @@ class Trainer:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the autocast context of a forward pass, or a null context for fp32."""
-        dtype = _AUTOCAST_DTYPES[self.settings.precision]
-        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+        return precision.autocast(self.device.type, self.settings.precision)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss, in fp16 multiplied by the scale."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def synced(self, last: bool) -> AbstractContextManager[Any]:
         """Return a context that synchronizes gradients only in the `last` backward pass of a step."""
@@ -207,10 +218,21 @@ class Trainer:
         return nullcontext() if last or not isinstance(self.model, DistributedDataParallel) else self.model.no_sync()
 
     def clip_gradients(self) -> Tensor:
-        """Clip the norm of the gradients to `clip_grad` if it is set, and return their norm before clipping."""
+        """Clip the norm of the gradients to `clip_grad` if it is set, and return their norm before clipping.
+
+        In fp16, gradients that overflow are normal: the step is skipped, and halves the scale. Their norm is returned
+        as 0 unless the scale is too small to be the reason.
+        """
         for p in self.frozen_params:
             p.grad = None
-        return full_tensor(nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_grad or float("inf")))
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_grad or float("inf"))
+        if self.scaler is None:
+            return full_tensor(norm)
+        self.overflow = ~torch.isfinite(norm)
+        scale = self.scaler.scale(torch.ones_like(norm))
+        return torch.where(self.overflow & (scale > 1), torch.zeros_like(norm), norm)
 
     def penalty(self) -> Tensor | float:
         """Compute the L1 and L2 penalty of the weights, without norms and biases."""
@@ -226,6 +248,19 @@ class Trainer:
     def set_rates(self, position: float) -> None:
         """Set the learning rate and the momentum of the optimizer for `position` in [0, 1] of the run."""
         set_rates(self.optimizer, *self.rates(position))
+
+    def step(self, skip: Tensor | None = None) -> None:
+        """Take an optimizer step with the gradients, and delete them.
+
+        Args:
+            skip: boolean scalar on the device; if true, the step leaves the weights as they are.
+        """
+        if self.scaler is not None:
+            skip = self.overflow if skip is None else skip | self.overflow
+        step_unless(self.optimizer, skip)
+        if self.scaler is not None:
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def update_average(self) -> None:
         """Update the EMA, if there is one."""
@@ -244,33 +279,42 @@ class Trainer:
         names = {id(p): n for n, p in self.network.named_parameters()}
         for parameter, values in self.optimizer.state.items():
             tensors |= {f"optimizer.{names[id(parameter)]}.{k}": v for k, v in values.items() if isinstance(v, Tensor)}
+        if self.scaler is not None:
+            tensors |= {f"scaler.{k}": torch.tensor(self.scaler.state_dict()[k]) for k in _SCALER_STATE}
         return tensors
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Restore weights, buffers, EMA and optimizer from `tensors`, and the progress from `state`."""
+        """Restore weights, buffers, EMA, optimizer and loss scale from `tensors`, and the progress from `state`."""
         self.optimizer.state.clear()
         _load(self.network, _strip_prefix("network.", tensors))
         if self.average is not None:
             _load(self.average, _strip_prefix("average.", tensors))
         for name, parameter in self.network.named_parameters():
             values = {
-                k: shard_like(v, parameter)
+                k: _state_like(k, v, parameter, fused=self.defers_reading)
                 for k, v in _strip_prefix(f"optimizer.{name}.", tensors).items()
                 if "." not in k
             }
             if values:
                 self.optimizer.state[parameter] = values
+        if self.scaler is not None and (scaler := _strip_prefix("scaler.", tensors)):
+            self.scaler.load_state_dict(self.scaler.state_dict() | {k: v.item() for k, v in scaler.items()})
         self.state = State(**state)
         if collectives.rank():  # rank 0 holds the sums of all processes
             self.state.loss, self.state.metric_sum, self.state.seen = 0.0, 0.0, 0
 
 
-def _make_average(network: nn.Module, settings: Settings) -> AveragedModel | None:
-    if settings.ema is None:
-        return None
-    if settings.fsdp:  # sharded tensors are averaged one by one
-        return AveragedModel(network, avg_fn=get_ema_avg_fn(settings.ema), use_buffers=True)
-    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+def _state_like(name: str, value: Tensor, parameter: Tensor, *, fused: bool) -> Tensor:
+    """Return a value of a parameter's optimizer state where the optimizer creates it.
+
+    A step count is on the CPU unless the optimizer is fused: reading it would wait for the device in each step. Other
+    values have the memory format of the parameter.
+    """
+    if name == "step" and not fused:
+        return value.cpu()
+    if value.shape != parameter.shape or is_sharded(parameter):
+        return shard_like(value, parameter)
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor]) -> None:

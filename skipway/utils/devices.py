@@ -43,11 +43,13 @@ __all__ = [
     "forked_rng",
     "has_bf16",
     "has_float64",
+    "has_fp16",
     "local_processes",
     "refuse_excess_processes",
     "set_threads",
 ]
 
+_VOLTA = (7, 0)  # compute capability of the first GPUs with tensor cores
 DEVICE_FORM = r"auto|cpu|mps|(?:cuda|xpu)(?::\d{1,3})?"  # of the option --device
 DEVICE_WORDS = "auto, cpu, cuda, cuda:1, xpu or mps"
 # Training rows from which `auto` trains a table on an accelerator. The steps of smaller tables are so short that most
@@ -169,6 +171,13 @@ def has_bf16(device: str) -> bool:
     if kind in ("cuda", "xpu"):
         return torch.get_device_module(kind).is_bf16_supported(including_emulation=False)
     return kind == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def has_fp16(device: str) -> bool:
+    """Return True if the device is a GPU that multiplies float16 matrices fast (Volta and later)."""
+    import torch
+
+    return device_kind(device) == "cuda" and torch.cuda.get_device_capability(device) >= _VOLTA
 
 
 def has_float64(device: str) -> bool:

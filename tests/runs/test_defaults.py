@@ -7,7 +7,7 @@ import torch
 from skipway.distributed import collectives
 from skipway.errors import InputError
 from skipway.models.registry import FAMILIES
-from skipway.runs.defaults import FAMILY_DEFAULTS, batch_size_for, settings_for
+from skipway.runs.defaults import FAMILY_DEFAULTS, batch_size_for, precision_for, settings_for
 from skipway.runs.option_values import choices
 from skipway.runs.recipe import Recipe
 
@@ -54,3 +54,29 @@ def test_a_network_is_split_over_several_processes_alone_and_without_penalties(m
         settings_for(Recipe(fsdp=True, l2=1e-4), {"family": "resnet"}, 64)
     with pytest.raises(InputError, match="cannot use --recompute with --fsdp: gradients"):
         settings_for(Recipe(fsdp=True, recompute=2), {"family": "resnet"}, 64)
+
+
+@pytest.mark.parametrize(
+    "capability, bf16, expected", [((9, 0), True, "bf16"), ((7, 5), False, "fp16"), ((6, 1), False, "fp32")], ids=str
+)
+def test_the_precision_of_a_gpu_is_what_it_computes_fast(monkeypatch, capability, bf16, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla")
+    assert precision_for(Recipe(), "cuda", is_table=False) == expected
+    assert precision_for(Recipe(), "cuda", is_table=True) == "fp32"
+    assert precision_for(Recipe(precision="fp16"), "cuda", is_table=False) == "fp16"
+    if not bf16:
+        assert precision_for(Recipe(fsdp=True), "cuda", is_table=False) == "fp32"
+        message = (
+            rf"cannot use --precision bf16 on Tesla: expected .* got one that emulates it. Use --precision {expected}"
+        )
+        with pytest.raises(InputError, match=message):
+            precision_for(Recipe(precision="bf16"), "cuda", is_table=False)
+
+
+@pytest.mark.parametrize("device, fsdp, got", [("cpu", False, "device cpu"), ("cuda", True, "--fsdp")])
+def test_fp16_needs_a_gpu_that_holds_all_weights(device, fsdp, got):
+    message = f"cannot use --precision fp16: expected a CUDA device without --fsdp, got {got}. Use --precision bf16"
+    with pytest.raises(InputError, match=message):
+        precision_for(Recipe(precision="fp16", fsdp=fsdp), device, is_table=False)

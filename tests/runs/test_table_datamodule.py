@@ -230,12 +230,12 @@ def test_a_killed_run_resumes_to_the_same_bits(home, tmp_path):
 import os, skipway.training.loop as loop
 from skipway.runs.datamodule import open_datamodule
 from skipway.runs.train_run import train
-count, real = [0], loop._require_finite
+count, real = [0], loop.StepLog.check
 def fatal(*a):
     count[0] += 1
     if count[0] > 40: os.kill(os.getpid(), 9)
     real(*a)
-loop._require_finite = fatal
+loop.StepLog.check = fatal
 train({str(home)!r}, output={str(tmp_path)!r}, target="price", name="killed", epochs=6, batch_size=16, save_every=0)
 """
     assert run_python(code).returncode == -9

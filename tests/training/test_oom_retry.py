@@ -22,6 +22,67 @@ class Small(Classification):
         return super().loss(outputs, y, weights)
 
 
+class Crowded(torch.nn.Module):
+    """A network with memory for `room` samples in evaluation."""
+
+    def __init__(self, inner, room):
+        super().__init__()
+        self.inner, self.room, self.batches = inner, room, []
+
+    def forward(self, x):
+        if not self.training:
+            self.batches.append(len(x))
+            if len(x) > self.room:
+                raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return self.inner(x)
+
+
+def validated(folder, room, lines):
+    """Train with `room` in evaluation, and return the trainer."""
+    trainer = Trainer(Crowded(network(), room), settings(epochs=1))
+
+    class Words(Console):
+        def print(self, line):
+            lines.append(line)
+
+    def training():
+        words, feeds = Words(quiet=True), (Feed(), Feed(10, 5, shuffle=False))
+        return fit(trainer, *feeds, folder, on_epoch=lambda *_: None, facts={}, console=words, stop=StopFlag())
+
+    retry_with_microbatches(training, trainer, folder=folder, batch_size=8, console=Words(quiet=True))
+    return trainer
+
+
+def test_an_evaluation_that_does_not_fit_is_split_and_trains_as_before(tmp_path):
+    lines = []
+    split, whole = validated(tmp_path / "a", 2, lines), validated(tmp_path / "b", 99, [])
+    assert split.network.batches == [5, 3, 2, 1, 1, 1, 2, 1, 1, 1] and split.state.num_microbatches == 1
+    assert lines[0] == "  ran out of memory with 5 samples in evaluation: split into 4 parts"
+    assert same(split.tensors(), whole.tensors())
+    assert split.state.history[0]["val_loss"] == pytest.approx(whole.state.history[0]["val_loss"], rel=1e-6)
+
+
+def test_an_evaluation_without_memory_for_one_sample_ends_the_run(tmp_path):
+    with pytest.raises(StorageError, match="ran out of memory in evaluation: expected memory for 1 sample, got none"):
+        validated(tmp_path, 0, [])
+
+
+def test_what_runs_out_of_memory_after_the_steps_is_not_trained_again(tmp_path):
+    trainer, calls = Trainer(network(), settings(epochs=1)), []
+
+    def on_epoch(state, weights):
+        calls.append(state.epoch)
+        raise MemoryError
+
+    def training():
+        quiet, stop = Console(quiet=True), StopFlag()
+        return fit(trainer, Feed(), Feed(10, 5), tmp_path, on_epoch=on_epoch, facts={}, console=quiet, stop=stop)
+
+    with pytest.raises(MemoryError):
+        retry_with_microbatches(training, trainer, folder=tmp_path, batch_size=8, console=Console(quiet=True))
+    assert calls == [1]
+
+
 def halved(folder, room, said=None, **values):
     trainer = Trainer(network(), settings(**values))
     trainer.task = Small()
