@@ -58,7 +58,7 @@ def _norm_library() -> ctypes.CDLL | None:
             forward.argtypes = [pointer] * 2 + [number] * 2 + [pointer] * 2
             forward.argtypes += [ctypes.c_double, ctypes.c_int, number, pointer, pointer]
             backward.argtypes = [pointer] * 3 + [number] * 2 + [pointer] * 2 + [ctypes.c_int, number] + [pointer] * 4
-            forward.restype = backward.restype = None
+            forward.restype = backward.restype = ctypes.c_int
     return functions
 
 
@@ -142,7 +142,8 @@ class _Norm(torch.autograd.Function):
 def _call(name: str, first: Tensor, *rest: Any) -> None:
     """Call the C function `name` for the dtype of `first`, with the addresses of tensors."""
     function = getattr(_norm_library(), f"{name}_{_SUFFIX[first.dtype]}")
-    function(*(value.data_ptr() if isinstance(value, Tensor) else value for value in (first, *rest)))
+    if not function(*(value.data_ptr() if isinstance(value, Tensor) else value for value in (first, *rest))):
+        raise MemoryError("cannot normalize a batch: not enough memory for the sums of the channels")
 
 
 def _differentiable(ctx: Any, inputs: tuple[Tensor | None, ...], dy: Tensor) -> list[Tensor | None]:
