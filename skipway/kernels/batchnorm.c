@@ -4,8 +4,9 @@ channels_last tensors: `rows` (images times positions) by `channels`.
     y = max(0, (x - mean) * scale + bias + shortcut)      scale = weight / sqrt(variance + eps)
 
 Sums are accumulated in float within blocks of rows and in double over the blocks. The rows are divided into one part
-per requested thread. The runtime may start fewer threads, so a thread may process several parts. The file includes
-itself once for each element type. */
+per requested thread. The runtime may start fewer threads (OMP_THREAD_LIMIT, OMP_DYNAMIC), so a thread may process
+several parts, and the result does not depend on it. All memory is allocated before the first thread starts. Functions
+return 0 if there is not enough, else 1. The file includes itself once for each element type. */
 
 #ifndef ELEMENT
 
@@ -50,9 +51,29 @@ static Shape shape_of(int64_t rows, int64_t channels, int64_t threads) {
     return s;
 }
 
-/* Repeat `values` `tile` times. */
-static float *tiled(const float *values, int64_t channels, int tile) {
-    float *copy = malloc(sizeof(float) * channels * tile);
+/* Memory of a call. */
+typedef struct {
+    double *parts; /* sums of each part: 2 * width */
+    double *sums;  /* 2 * channels */
+    float *blocks; /* sums within a block of each part: 2 * width */
+    float *wide;   /* 5 rows of `width` */
+    float *narrow; /* 2 rows of `channels` */
+} Memory;
+
+static int allocated(Memory *m, Shape s, int64_t channels) {
+    size_t parts = (size_t)s.parts, width = (size_t)s.width;
+    m->parts = calloc(parts * 2 * width + 2 * (size_t)channels, sizeof(double));
+    m->blocks = malloc((parts * 2 * width + 5 * width + 2 * (size_t)channels) * sizeof(float));
+    m->sums = m->parts + parts * 2 * width;
+    m->wide = m->blocks + parts * 2 * width;
+    m->narrow = m->wide + 5 * width;
+    return m->parts && m->blocks;
+}
+
+static void released(Memory *m) { free(m->parts), free(m->blocks); }
+
+/* Repeat `values` `tile` times, to `copy`. */
+static float *tiled(const float *values, int64_t channels, int tile, float *copy) {
     for (int i = 0; i < tile; i++) memcpy(copy + i * channels, values, sizeof(float) * channels);
     return copy;
 }
@@ -88,20 +109,23 @@ enum { MEAN, INVERSE, SCALE, VARIANCE }; /* rows of `stats`, each of `channels` 
 #else
 
 /* `shortcut`, `weight` and `bias` may be NULL. `stats` is an output. */
-void NAME(forward)(const ELEMENT *x, const ELEMENT *shortcut, int64_t rows, int64_t channels, const float *weight,
-                   const float *bias, double eps, int relu, int64_t threads, ELEMENT *y,
-                   float *stats) {
+int NAME(forward)(const ELEMENT *x, const ELEMENT *shortcut, int64_t rows, int64_t channels, const float *weight,
+                  const float *bias, double eps, int relu, int64_t threads, ELEMENT *y, float *stats) {
     Shape s = shape_of(rows, channels, threads);
+    Memory memory;
+    if (!allocated(&memory, s, channels)) {
+        released(&memory);
+        return 0;
+    }
     int64_t width = s.width;
-    double *parts = calloc((size_t)s.parts * 2 * width, sizeof(double));
-    double *sum = malloc(2 * channels * sizeof(double)), *squares = sum + channels;
-    float *first = malloc(width * sizeof(float)); /* subtracted first, to avoid cancellation in the variance */
+    double *parts = memory.parts, *sum = memory.sums, *squares = sum + channels;
+    float *first = memory.wide; /* subtracted first, to avoid cancellation in the variance */
     for (int64_t i = 0; i < width; i++) first[i] = LOAD(x[i % channels]);
 #pragma omp parallel for num_threads(s.parts) schedule(static, 1)
     for (int t = 0; t < s.parts; t++) {
         int64_t begin = s.rows * t / s.parts, end = s.rows * (t + 1) / s.parts;
         double *total = parts + 2 * width * t;
-        float *block = malloc(2 * width * sizeof(float)), *square = block + width;
+        float *block = memory.blocks + 2 * width * t, *square = block + width;
         for (int64_t r = begin; r < end; r += BLOCK) {
             memset(block, 0, 2 * width * sizeof(float));
             for (int64_t i = r; i < end && i < r + BLOCK; i++) {
@@ -114,7 +138,6 @@ void NAME(forward)(const ELEMENT *x, const ELEMENT *shortcut, int64_t rows, int6
             }
             EACH(c, 2 * width) total[c] += block[c];
         }
-        free(block);
     }
     gathered(parts, s, channels, sum, squares);
     float *mean = stats + MEAN * channels, *scale = stats + SCALE * channels;
@@ -127,9 +150,10 @@ void NAME(forward)(const ELEMENT *x, const ELEMENT *shortcut, int64_t rows, int6
         stats[VARIANCE * channels + c] = (float)v;
         sum[c] = (bias ? bias[c] : 0) - (m + first[c]) * scale[c];
     }
-    float *shift = malloc(channels * sizeof(float));
+    float *shift = memory.narrow;
     for (int64_t c = 0; c < channels; c++) shift[c] = (float)sum[c];
-    float *wide_scale = tiled(scale, channels, s.tile), *wide_shift = tiled(shift, channels, s.tile);
+    float *wide_scale = tiled(scale, channels, s.tile, memory.wide + width);
+    float *wide_shift = tiled(shift, channels, s.tile, memory.wide + 2 * width);
     float floor = relu ? 0.0f : -INFINITY;
 #pragma omp parallel for num_threads(s.parts) schedule(static, 1)
     for (int t = 0; t < s.parts; t++) {
@@ -150,28 +174,34 @@ void NAME(forward)(const ELEMENT *x, const ELEMENT *shortcut, int64_t rows, int6
             }
         }
     }
-    free(parts), free(sum), free(first), free(shift), free(wide_scale), free(wide_shift);
+    released(&memory);
+    return 1;
 }
 
 /* The gradient of the norm is g = dy where y > 0, or dy without ReLU. If `dshortcut` is not NULL, g is also written to
 it as the gradient of `shortcut`; only then is `y` used. `dx` may be NULL. */
-void NAME(backward)(const ELEMENT *dy, const ELEMENT *x, const ELEMENT *y, int64_t rows, int64_t channels,
-                    const float *stats, const float *bias, int relu, int64_t threads, ELEMENT *dshortcut, ELEMENT *dx,
-                    float *dweight, float *dbias) {
+int NAME(backward)(const ELEMENT *dy, const ELEMENT *x, const ELEMENT *y, int64_t rows, int64_t channels,
+                   const float *stats, const float *bias, int relu, int64_t threads, ELEMENT *dshortcut, ELEMENT *dx,
+                   float *dweight, float *dbias) {
     Shape s = shape_of(rows, channels, threads);
+    Memory memory;
+    if (!allocated(&memory, s, channels)) {
+        released(&memory);
+        return 0;
+    }
     int64_t width = s.width;
-    double *parts = calloc((size_t)s.parts * 2 * width, sizeof(double));
-    double *sum = malloc(2 * channels * sizeof(double)), *products = sum + channels;
-    float *turn = malloc(2 * channels * sizeof(float)), *constant = turn + channels;
+    double *parts = memory.parts, *sum = memory.sums, *products = sum + channels;
+    float *turn = memory.narrow, *constant = turn + channels;
     const float *scales = stats + SCALE * channels, *means = stats + MEAN * channels;
     for (int64_t c = 0; c < channels; c++) turn[c] = bias ? bias[c] : 0;
-    float *mean = tiled(means, channels, s.tile), *scale = tiled(scales, channels, s.tile);
-    float *offset = tiled(turn, channels, s.tile);
+    float *mean = tiled(means, channels, s.tile, memory.wide);
+    float *scale = tiled(scales, channels, s.tile, memory.wide + width);
+    float *offset = tiled(turn, channels, s.tile, memory.wide + 2 * width);
 #pragma omp parallel for num_threads(s.parts) schedule(static, 1)
     for (int t = 0; t < s.parts; t++) {
         int64_t begin = s.rows * t / s.parts, end = s.rows * (t + 1) / s.parts;
         double *total = parts + 2 * width * t;
-        float *block = malloc(2 * width * sizeof(float)), *product = block + width;
+        float *block = memory.blocks + 2 * width * t, *product = block + width;
         for (int64_t r = begin; r < end; r += BLOCK) {
             memset(block, 0, 2 * width * sizeof(float));
             for (int64_t i = r; i < end && i < r + BLOCK; i++) {
@@ -201,7 +231,6 @@ void NAME(backward)(const ELEMENT *dy, const ELEMENT *x, const ELEMENT *y, int64
             }
             EACH(c, 2 * width) total[c] += block[c];
         }
-        free(block);
     }
     gathered(parts, s, channels, sum, products);
     for (int64_t c = 0; c < channels; c++) {
@@ -212,7 +241,8 @@ void NAME(backward)(const ELEMENT *dy, const ELEMENT *x, const ELEMENT *y, int64
         constant[c] = (float)(scales[c] * sum[c] / rows);
     }
     if (dx) {
-        float *wide_turn = tiled(turn, channels, s.tile), *wide_constant = tiled(constant, channels, s.tile);
+        float *wide_turn = tiled(turn, channels, s.tile, memory.wide + 3 * width);
+        float *wide_constant = tiled(constant, channels, s.tile, memory.wide + 4 * width);
         const ELEMENT *gradient = relu && dshortcut ? dshortcut : dy;
         int masked = relu && !dshortcut;
 #pragma omp parallel for num_threads(s.parts) schedule(static, 1)
@@ -233,9 +263,9 @@ void NAME(backward)(const ELEMENT *dy, const ELEMENT *x, const ELEMENT *y, int64
                 }
             }
         }
-        free(wide_turn), free(wide_constant);
     }
-    free(parts), free(sum), free(turn), free(mean), free(scale), free(offset);
+    released(&memory);
+    return 1;
 }
 
 #endif

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from skipway.kernels.build import library, missing_reason
-from skipway.kernels.kernel_eligibility import Kernel, are_plain_cpu_tensors, has_hooks, is_cpu_tensor, kernels_enabled
+from skipway.kernels.kernel_eligibility import Kernel, are_plain_cpu_tensors, has_hooks, kernels_apply
 
 __all__ = ["BATCH_NORM", "fusable_norm", "has_norm_library", "missing_norm_reason"]
 
@@ -29,13 +29,13 @@ def fusable_norm(body: nn.Module, x: Any, after: nn.Module | None) -> nn.BatchNo
         x: input of the block.
         after: activation after the addition, or None.
     """
-    if torch.compiler.is_compiling() or not is_cpu_tensor(x) or not isinstance(body, nn.Sequential) or len(body) < 2:
+    if torch.compiler.is_compiling() or not kernels_apply(x) or not isinstance(body, nn.Sequential) or len(body) < 2:
         return None
     last = body[-1]
     if type(last) is not nn.BatchNorm2d or not last.training or has_hooks(body) or getattr(body, "forward_impl", None):
         return None
     fits = after is None or (type(after) is nn.ReLU and not has_hooks(after))
-    return last if fits and kernels_enabled() else None
+    return last if fits else None
 
 
 def has_norm_library() -> bool:
@@ -58,7 +58,7 @@ def _norm_library() -> ctypes.CDLL | None:
             forward.argtypes = [pointer] * 2 + [number] * 2 + [pointer] * 2
             forward.argtypes += [ctypes.c_double, ctypes.c_int, number, pointer, pointer]
             backward.argtypes = [pointer] * 3 + [number] * 2 + [pointer] * 2 + [ctypes.c_int, number] + [pointer] * 4
-            forward.restype = backward.restype = None
+            forward.restype = backward.restype = ctypes.c_int
     return functions
 
 
@@ -69,12 +69,16 @@ def _plain_norm(norm: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None, after:
 
 
 def _norm_fits(norm: nn.BatchNorm2d, x: Any, shortcut: Tensor | None, after: nn.Module | None) -> bool:
+    if not kernels_apply(x) or not isinstance(x, Tensor) or x.dtype not in _DTYPES:
+        return False
+    own = norm._parameters  # an attribute of a module takes half a microsecond
+    if "weight" not in own or "bias" not in own:
+        return False
+    tensors = [t for t in (own["weight"], own["bias"]) if t is not None]
     return (
-        is_cpu_tensor(x)
-        and x.dtype in _DTYPES
-        and norm.training
+        norm.training
         and not has_hooks(norm)
-        and are_plain_cpu_tensors(*(t for t in (x, shortcut, norm.weight, norm.bias) if t is not None))
+        and are_plain_cpu_tensors(x, *tensors, *(() if shortcut is None else (shortcut,)))
         and x.dim() == 4
         and x.shape[1] == norm.num_features
         and x.numel() > x.shape[1]
@@ -83,8 +87,7 @@ def _norm_fits(norm: nn.BatchNorm2d, x: Any, shortcut: Tensor | None, after: nn.
             shortcut is None
             or (shortcut.shape == x.shape and shortcut.dtype == x.dtype and shortcut.stride() == x.stride())
         )
-        and all(p is None or p.dtype == torch.float32 for p in (norm.weight, norm.bias))
-        and kernels_enabled()
+        and all(t.dtype == torch.float32 for t in tensors)
         and has_norm_library()  # last, because it may compile the library
     )
 
@@ -142,7 +145,8 @@ class _Norm(torch.autograd.Function):
 def _call(name: str, first: Tensor, *rest: Any) -> None:
     """Call the C function `name` for the dtype of `first`, with the addresses of tensors."""
     function = getattr(_norm_library(), f"{name}_{_SUFFIX[first.dtype]}")
-    function(*(value.data_ptr() if isinstance(value, Tensor) else value for value in (first, *rest)))
+    if not function(*(value.data_ptr() if isinstance(value, Tensor) else value for value in (first, *rest))):
+        raise MemoryError("cannot normalize a batch: not enough memory for the sums of the channels")
 
 
 def _differentiable(ctx: Any, inputs: tuple[Tensor | None, ...], dy: Tensor) -> list[Tensor | None]:

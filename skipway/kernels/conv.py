@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipway.kernels.kernel_eligibility import Kernel, are_plain_cpu_tensors, has_hooks, is_cpu_tensor, kernels_enabled
+from skipway.kernels.kernel_eligibility import Kernel, are_plain_cpu_tensors, has_hooks, kernels_apply
 
 __all__ = ["CONV"]
 
@@ -21,7 +21,10 @@ def _plain_conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 def _conv_fits(layer: nn.Conv2d, x: Any) -> bool:
     """Return True in bfloat16 if the matrix product is faster, that is for few positions and many channels."""
-    if not is_cpu_tensor(x) or x.dim() != 4 or not torch.is_grad_enabled() or not _is_bf16(layer, x):
+    if not kernels_apply(x) or not isinstance(x, Tensor) or x.dim() != 4 or not torch.is_grad_enabled():
+        return False
+    weight = layer._parameters.get("weight")
+    if weight is None or not _is_bf16(weight, x):
         return False
     plain = layer.groups == 1 and layer.dilation == (1, 1) and layer.bias is None and layer.padding_mode == "zeros"
     if not plain or isinstance(layer.padding, str):
@@ -30,18 +33,17 @@ def _conv_fits(layer: nn.Conv2d, x: Any) -> bool:
     return (
         layer.in_channels >= min_channels
         and math.prod(_output_size(layer, x)) <= max_positions
-        and layer.weight.requires_grad
-        and x.is_contiguous(memory_format=torch.channels_last)
+        and weight.requires_grad
         and not has_hooks(layer)
-        and are_plain_cpu_tensors(x, layer.weight)
-        and kernels_enabled()
+        and are_plain_cpu_tensors(x, weight)  # before the layout, which a tensor within vmap does not have
+        and x.is_contiguous(memory_format=torch.channels_last)
     )
 
 
-def _is_bf16(layer: nn.Conv2d, x: Tensor) -> bool:
+def _is_bf16(weight: Tensor, x: Tensor) -> bool:
     if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16:
         return True
-    return x.dtype == layer.weight.dtype == torch.bfloat16
+    return x.dtype == weight.dtype == torch.bfloat16
 
 
 def _limits(layer: nn.Conv2d) -> tuple[int, int]:

@@ -118,7 +118,9 @@ int zoomed(const uint8_t *pixels, int64_t in, int64_t channels, const int64_t *r
         if (!whole || !wide || !between || !sums) {
 #pragma omp atomic write
             enough = 0;
-        } else {
+        }
+#pragma omp barrier /* all threads share the loop, or none */
+        if (enough) {
             memset(wide, 0, in * sizeof *wide);
 #pragma omp for schedule(dynamic)
             for (int64_t n = 0; n < count; n++)

@@ -3,9 +3,13 @@
 The plain version runs, without a warning, if the conditions do not hold: another device, dtype or memory layout, hooks,
 evaluation, tracing, no C compiler. Both return the same result up to rounding. The environment variable
 SKIPWAY_KERNELS=off disables all fast versions.
+
+Conditions that all layers share are checked once per call of a network (see `NetworkCall`), so that a network on a GPU
+runs its layers without a check.
 """
 
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from skipway.errors import InputError
 
-__all__ = ["Kernel", "are_plain_cpu_tensors", "has_hooks", "is_cpu_tensor", "kernels_enabled"]
+__all__ = [
+    *("CURRENT_CALL", "Kernel", "NetworkCall", "are_plain_cpu_tensors", "has_hooks", "is_cpu_tensor", "kernels_apply"),
+    "kernels_enabled",
+]
 
 _TENSORS = (Tensor, nn.Parameter)
 
@@ -57,6 +63,26 @@ def kernels_enabled() -> bool:
     return setting == "on"
 
 
+class NetworkCall(threading.local):
+    """Decision for the network that this thread is running.
+
+    Attributes:
+        kernels: True if its layers may use kernels, None if no network is running.
+    """
+
+    kernels: bool | None = None
+
+
+CURRENT_CALL = NetworkCall()
+
+
+def kernels_apply(x: Any) -> bool:
+    """Return the decision for the network that is running, else decide for its input `x`."""
+    if CURRENT_CALL.kernels is not None:
+        return CURRENT_CALL.kernels
+    return not torch.compiler.is_compiling() and is_cpu_tensor(x) and kernels_enabled()
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Return True if `module` itself has forward or backward hooks, or if there are global ones."""
     everywhere = nn.modules.module
@@ -73,7 +99,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def is_cpu_tensor(x: Any) -> bool:
-    """Return True if `x` is a plain CPU tensor. This cheap check comes first, so that a GPU pays for no others."""
+    """Return True if `x` is a plain CPU tensor."""
     return type(x) in _TENSORS and x.is_cpu
 
 
@@ -81,10 +107,9 @@ def are_plain_cpu_tensors(*tensors: Tensor) -> bool:
     """Return True if all tensors are plain CPU tensors, and no mode, transform or tracer but autograd is active."""
     return (
         all(map(is_cpu_tensor, tensors))
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and torch._C._get_tracing_state() is None
         and not torch._C._are_functorch_transforms_active()
-        and _get_current_dispatch_mode() is None
+        and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._len_torch_function_stack() == 0
         and forward_ad._current_level < 0
     )

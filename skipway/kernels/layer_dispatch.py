@@ -12,7 +12,7 @@ from torch import nn
 
 from skipway.kernels.batchnorm import BATCH_NORM, has_norm_library, missing_norm_reason
 from skipway.kernels.conv import CONV
-from skipway.kernels.kernel_eligibility import has_hooks, kernels_enabled
+from skipway.kernels.kernel_eligibility import CURRENT_CALL, has_hooks, kernels_apply, kernels_enabled
 
 __all__ = ["call_layer", "call_with_kernels", "kernel_status", "run_layers"]
 
@@ -22,10 +22,12 @@ Step = Callable[[Sequence[nn.Module], int, Any], tuple[Any, int]]
 def run_layers(layers: Sequence[nn.Module], x: Any, step: Step | None = None) -> Any:
     """Run layers in sequence.
 
+    The outermost call decides for all calls within it if layers may use kernels: they may not on a GPU, for example.
+
     Args:
         layers: layers in order.
         x: input of the first layer.
-        step: runs the layer at an index; default `call_with_kernels`, or `call_layer` under torch.compile.
+        step: runs the layer at an index; default `call_with_kernels`, or `call_layer` if kernels do not apply.
 
     Returns:
         The output of the last layer, or `x` if there are no layers.
@@ -33,8 +35,18 @@ def run_layers(layers: Sequence[nn.Module], x: Any, step: Step | None = None) ->
     >>> run_layers([nn.Flatten(), nn.Identity()], torch.ones(2, 3, 4)).shape
     torch.Size([2, 12])
     """
-    if step is None:
-        step = call_layer if torch.compiler.is_compiling() else call_with_kernels
+    if step is not None or torch.compiler.is_compiling():
+        return _run(layers, x, step or call_layer)
+    if CURRENT_CALL.kernels is not None or not isinstance(x, torch.Tensor):
+        return _run(layers, x, call_layer if CURRENT_CALL.kernels is False else call_with_kernels)
+    CURRENT_CALL.kernels = kernels_apply(x)
+    try:
+        return _run(layers, x, call_with_kernels if CURRENT_CALL.kernels else call_layer)
+    finally:
+        CURRENT_CALL.kernels = None
+
+
+def _run(layers: Sequence[nn.Module], x: Any, step: Step) -> Any:
     index, count = 0, len(layers)
     while index < count:
         x, index = step(layers, index, x)

@@ -18,7 +18,7 @@ from torch import Tensor
 from skipway.distributed import collectives
 from skipway.distributed.fsdp import full_state_dict
 from skipway.errors import Interrupted, NotFiniteError, printable
-from skipway.training import checkpoint
+from skipway.training.background_saver import BackgroundSaver
 from skipway.training.epoch_table import format_header, format_row, format_speed
 from skipway.training.metrics import Batches, Scores, score
 from skipway.training.step_log import StepLog
@@ -66,10 +66,26 @@ def fit(
         Interrupted: `stop` was set. The state was saved first.
         StorageError: a checkpoint could not be written.
     """
-    settings, state, device = trainer.settings, trainer.state, trainer.device
     log = StepLog(trainer)
-    writer = _CheckpointWriter(trainer, folder, facts=facts, stop=stop, before_save=log.read)
+    with _CheckpointWriter(trainer, folder, facts=facts, stop=stop, before_save=log.read) as writer:
+        _run_epochs(trainer, train, validation, writer, log, on_epoch=on_epoch, console=console)
+    return trainer.state
+
+
+def _run_epochs(
+    trainer: Trainer,
+    train: Batches,
+    validation: Batches,
+    writer: "_CheckpointWriter",
+    log: StepLog,
+    *,
+    on_epoch: Callable[[State, dict[str, Tensor] | None], None],
+    console: Console,
+) -> None:
+    """Train to epoch `trainer.until`. See `fit`."""
+    settings, state, device = trainer.settings, trainer.state, trainer.device
     writer.save()
+    writer.saver.wait()  # a disk that cannot hold a checkpoint ends the run before its first step
     while state.epoch < trainer.until and state.status == "running":
         trainer.to_train()
         bar, asked = console.bar(f"epoch {state.epoch + 1}/{settings.epochs}", train.steps), time.monotonic()
@@ -119,7 +135,6 @@ def fit(
         )
         rate = settings.lr * trainer.lr_schedule(_position(settings, state.epoch, state.batch - 1, train.steps))
         _end_epoch(trainer, scores, writer, lr=rate, on_epoch=on_epoch, console=console)
-    return state
 
 
 def record_epoch(
@@ -140,9 +155,9 @@ def record_epoch(
         scores: scores on the validation samples.
         folder, on_epoch, facts, console, stop: see `fit`.
     """
-    writer = _CheckpointWriter(trainer, folder, facts=facts, stop=stop)
-    writer.earlier += trainer.state.seconds
-    _end_epoch(trainer, scores, writer, lr=0.0, on_epoch=on_epoch, console=console)
+    with _CheckpointWriter(trainer, folder, facts=facts, stop=stop) as writer:
+        writer.earlier += trainer.state.seconds
+        _end_epoch(trainer, scores, writer, lr=0.0, on_epoch=on_epoch, console=console)
 
 
 def _end_epoch(
@@ -158,6 +173,7 @@ def _end_epoch(
     settings, state = trainer.settings, trainer.state
     is_kept = _close_epoch(state, scores, lr=lr, settings=settings, metric=PRIMARY_METRICS[trainer.task.primary_metric])
     weights = full_state_dict(trainer.eval_model.state_dict()) if is_kept else None
+    writer.saver.wait()  # the best weights are never two epochs newer than the checkpoint
     if collectives.rank() == 0:
         on_epoch(state, weights)
     if state.epoch == settings.epochs and state.status == "running":
@@ -168,7 +184,7 @@ def _end_epoch(
 
 
 class _CheckpointWriter:
-    """Writes checkpoints at regular intervals and on signals."""
+    """Saves checkpoints at regular intervals and on signals. The context ends when the last one is written."""
 
     def __init__(
         self,
@@ -181,12 +197,21 @@ class _CheckpointWriter:
     ):
         self.trainer, self.folder, self.facts, self.stop = trainer, folder, facts, stop
         self.before_save = before_save  # completes the sums in the state, or raises an error
+        self.saver = BackgroundSaver()
         if folder is not None and collectives.rank() == 0:
             with storing(folder, 0):
                 make_folder(folder.parent)
         self.earlier = trainer.state.total_seconds
         self.begun = self.saved = time.monotonic()
         self.time_share = 0.0  # elapsed share of the time limit, equal in all processes
+
+    def __enter__(self) -> "_CheckpointWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.saver.join()
+        if kind is None:
+            self.saver.raise_failure()
 
     @property
     def total_seconds(self) -> float:
@@ -201,7 +226,7 @@ class _CheckpointWriter:
         return self.time_share if self.time_share > position + _LATE else position
 
     def save(self) -> None:
-        """Save a checkpoint with the sums over all processes. Only rank 0 writes."""
+        """Save a checkpoint with the sums over all processes. Only rank 0 writes, in a thread."""
         self.before_save()
         state = self.trainer.state
         state.total_seconds = self.total_seconds
@@ -209,11 +234,12 @@ class _CheckpointWriter:
         tensors = self.trainer.tensors() if self.folder is not None else {}
         if collectives.rank() == 0 and self.folder is not None:
             saved = {**self.facts, "state": {**asdict(state), **sums, "seen": int(sums["seen"])}}
-            checkpoint.save_checkpoint(self.folder, state.step, tensors, saved)
+            self.saver.save(self.folder, state.step, tensors, saved)
         self.saved = time.monotonic()
 
     def save_if_due(self) -> bool:
         """Save a checkpoint if one is due, and return True in all processes if the time limit is exceeded."""
+        self.saver.raise_failure()
         settings, first = self.trainer.settings, collectives.rank() == 0
         due = first and time.monotonic() - self.saved > settings.save_every
         over = first and settings.time_limit is not None and self.total_seconds > settings.time_limit
@@ -233,6 +259,7 @@ class _CheckpointWriter:
     def _stop(self) -> None:
         if self.trainer.state.status == "running":
             self.save()
+            self.saver.wait()
             step = self.trainer.state.step
             if self.folder is None:
                 raise Interrupted(

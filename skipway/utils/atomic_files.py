@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -159,14 +159,16 @@ def _temporary_stem(path: Path) -> str:
     return f".tmp-{path.name[:40]}-"
 
 
-def write_new(path: Path, data: bytes) -> None:
+def write_new(path: Path, data: bytes | Iterable[bytes | memoryview]) -> None:
     """Write and flush a file that must not exist. The caller renames it, which flushes its directory entry."""
+    blocks = [data] if isinstance(data, bytes) else data
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags, 0o666)
     try:
-        rest = memoryview(data)
-        while rest:  # a call writes at most 2 GiB, and less if the disk is full
-            rest = rest[os.write(descriptor, rest) :]
+        for block in blocks:
+            rest = memoryview(block)
+            while rest:  # a call writes at most 2 GiB, and less if the disk is full
+                rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
         _flush_drive(descriptor)
     finally:

@@ -1,5 +1,6 @@
 import copy
 import itertools
+import types
 
 import pytest
 import torch
@@ -229,6 +230,18 @@ def test_hooks_inside_a_block_see_what_they_would_see():
         handle.remove()
 
 
+@needs_compiler
+def test_too_little_memory_is_an_error(monkeypatch):
+    functions, data = batchnorm._norm_library(), torch.zeros(4).data_ptr()
+    most = 2**58  # channels: no machine has the memory for their sums
+    assert functions.forward_float(data, None, 1, most, None, None, 1e-5, 0, 1, data, data) == 0
+    assert functions.backward_float(data, data, None, 1, most, data, None, 0, 1, None, None, data, data) == 0
+    functions = types.SimpleNamespace(forward_float=lambda *_: 0)
+    monkeypatch.setattr(batchnorm, "_norm_library", lambda: functions)
+    with pytest.raises(MemoryError, match="cannot normalize a batch: not enough memory for the sums of the channels"):
+        batchnorm._call("forward", torch.zeros(4))
+
+
 _FEWER_THREADS = """
 import torch, torch.nn.functional as F, skipway.kernels.batchnorm as batchnorm
 from torch import nn
@@ -251,6 +264,10 @@ for layer in (batchnorm.BATCH_NORM.fast, batchnorm.BATCH_NORM.plain):
         results += [y.detach(), leaf.grad]
 for fast, plain in zip(results[:4], results[4:]):
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-4)
+half, half_shortcut = x.bfloat16(), shortcut.bfloat16()
+for join in (None, half_shortcut):
+    fast = batchnorm.BATCH_NORM.fast(norm, half, join, relu)
+    torch.testing.assert_close(fast, batchnorm.BATCH_NORM.plain(norm, half, join, relu), rtol=2e-2, atol=2e-2)
 pixels = np.random.default_rng(0).integers(0, 256, (9, 40, 40, 3), np.uint8)
 boxes = np.tile(np.float32([2, 3, 37, 39]), (9, 1))
 arguments = pixels, np.arange(9), boxes, np.zeros(9, bool), 32
@@ -263,7 +280,7 @@ print("equal")
 
 
 @needs_compiler
-@pytest.mark.parametrize("limit", [{"OMP_THREAD_LIMIT": "3"}, {"OMP_DYNAMIC": "true"}])
+@pytest.mark.parametrize("limit", [{"OMP_THREAD_LIMIT": "1"}, {"OMP_THREAD_LIMIT": "3"}, {"OMP_DYNAMIC": "true"}])
 def test_kernels_are_right_with_fewer_threads_than_they_ask_for(limit):
     done = run_python(_FEWER_THREADS, env=environment(**limit))
     assert done.stdout == "equal\n", done.stderr

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from skipway.kernels import layer_dispatch
+import skipway as sw
+from skipway.kernels import batchnorm, kernel_eligibility, layer_dispatch
+from skipway.kernels.conv import CONV
 from skipway.kernels.layer_dispatch import call_layer, run_layers
 
 
@@ -41,6 +43,62 @@ def test_a_norm_and_the_relu_after_it_are_one_kernel(monkeypatch):
     row[1].eval()
     run_layers(row, torch.randn(3, 4, 5, 5))
     assert calls[4:] == [None]
+
+
+def test_the_conditions_of_kernels_are_checked_once_per_call_of_a_network(monkeypatch):
+    network, checks = sw.create_model("resnet20", 3), []
+    check = kernel_eligibility.kernels_enabled
+    monkeypatch.setattr(kernel_eligibility, "kernels_enabled", lambda: checks.append(1) or check())
+    network(torch.randn(2, 3, 32, 32))
+    assert checks == [1] and kernel_eligibility.CURRENT_CALL.kernels is None
+
+
+def test_a_network_on_another_device_runs_no_check_of_a_layer(monkeypatch):
+    network = sw.create_model("resnet20", 3).to("meta")
+
+    def refuse(*_):
+        raise AssertionError("a layer was checked")
+
+    monkeypatch.setattr(layer_dispatch, "call_with_kernels", refuse)
+    monkeypatch.setattr(batchnorm, "has_hooks", refuse)
+    assert network(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 3)
+
+
+def test_an_error_ends_the_decision_for_a_network():
+    class Fails(nn.Module):
+        def forward(self, x):
+            assert kernel_eligibility.CURRENT_CALL.kernels is True
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        run_layers([Fails()], torch.ones(1))
+    assert kernel_eligibility.CURRENT_CALL.kernels is None
+
+
+def test_a_transform_within_a_network_uses_no_kernel():
+    class PerSample(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(64, 64, 1, bias=False).bfloat16().to(memory_format=torch.channels_last)
+
+        def forward(self, x):
+            return torch.func.vmap(lambda one: run_layers([self.conv], one))(x)
+
+    x = torch.randn(3, 2, 64, 4, 4).bfloat16()
+    layer = PerSample()
+    expected = torch.stack([layer.conv(one) for one in x])
+    torch.testing.assert_close(run_layers([layer], x), expected, rtol=2e-2, atol=2e-2)
+
+
+def test_a_layer_whose_weight_is_no_parameter_uses_no_kernel():
+    x = torch.randn(2, 64, 4, 4).bfloat16().contiguous(memory_format=torch.channels_last)
+    conv, norm = nn.Conv2d(64, 64, 1, bias=False).bfloat16(), nn.BatchNorm2d(64)
+    assert CONV.fits(conv, x)
+    for layer in (conv, norm):
+        weight = layer.weight.detach()
+        del layer.weight
+        layer.weight = weight
+    assert not CONV.fits(conv, x) and not batchnorm.BATCH_NORM.fits(norm, x, None, None)
 
 
 def test_a_step_may_run_several_layers_at_once():
