@@ -46,6 +46,7 @@ from skipway.training.losses import task_of
 from skipway.training.lr_finder import range_test
 from skipway.training.trainer import Trainer, preserve_global_state
 from skipway.utils.console import Console
+from skipway.utils.devices import device_for
 from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["SkipClassifier", "SkipRegressor"]
@@ -72,6 +73,7 @@ class _SkipEstimator(BaseEstimator):
         date: Sequence[str | int] | None = None,
         missing: Sequence[str | float] | None = None,
         columns: str | os.PathLike[str] | None = None,
+        device: str = "auto",
     ):
         self.layers = layers
         self.width = width
@@ -86,6 +88,7 @@ class _SkipEstimator(BaseEstimator):
         self.date = date
         self.missing = missing
         self.columns = columns
+        self.device = device
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -111,7 +114,7 @@ class _SkipEstimator(BaseEstimator):
             weights: (N,) weights of the rows, or None.
             label_weights: (K,) factors of the loss of rows with each label, or None.
         """
-        recipe = self._recipe()
+        recipe = self._recipe(len(table))
         x, count = spec.encode_strict(table, allow_odd=True).x, len(table)
         batch_size = recipe.batch_size or table_batch_size(count)
         if self.epochs is None:
@@ -148,17 +151,17 @@ class _SkipEstimator(BaseEstimator):
                 stop=StopFlag(),
             )
         # In float64 the output for a row does not depend on the other rows of its batch.
-        self.network_: Network = network.double().eval()
+        self.network_: Network = network.cpu().double().eval()
         self.spec_ = spec
         self.n_iter_ = trainer.state.epoch
         return self
 
-    def _recipe(self) -> Recipe:
-        """Return the options of the training, which the recipe checks; open epochs have its default."""
+    def _recipe(self, count: int) -> Recipe:
+        """Return the options of the training of `count` rows, which the recipe checks; open epochs have its default."""
         values = {name: _plain(getattr(self, name)) for name in ("epochs", "batch_size", "lr", "weight_decay")}
         options = {name: value for name, value in values.items() if value is not None}
         seed = int(check_random_state(self.random_state).randint(2**31))
-        return Recipe(**options, seed=seed, precision="fp32", device="cpu")
+        return Recipe(**options, seed=seed, precision="fp32", device=device_for(self.device, rows=count))
 
     def _table(self, X: Any, reset: bool) -> Table:
         """Convert X, a DataFrame or a numeric matrix, to a Table."""
@@ -216,6 +219,8 @@ class SkipClassifier(ClassifierMixin, _SkipEstimator):
         date: columns to read as dates.
         missing: further values that mean a missing value: `-999` in all columns, "size=0" in the column "size".
         columns: YAML file with the kind of each column, from `skipway check --output` or a run folder.
+        device: device of the training: "auto", "cpu", "cuda", "cuda:1", "xpu" or "mps". "auto" is the CPU, but for tables
+            of a million rows an accelerator. Predictions are computed on the CPU.
 
     Attributes:
         classes_: class labels; for several labels per row, the indices 0, ..., K - 1 of the columns of y.
@@ -245,9 +250,10 @@ class SkipClassifier(ClassifierMixin, _SkipEstimator):
         date: Sequence[str | int] | None = None,
         missing: Sequence[str | float] | None = None,
         columns: str | os.PathLike[str] | None = None,
+        device: str = "auto",
     ):
         training = (layers, width, dropout, epochs, batch_size, lr, weight_decay, random_state)
-        super().__init__(*training, categorical, numeric, date, missing, columns)
+        super().__init__(*training, categorical, numeric, date, missing, columns, device)
         self.class_weight = class_weight
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:

@@ -422,3 +422,11 @@ def test_many_rare_categories_and_long_text_are_warnings():
     texts = [str(w.message) for w in raised]
     assert "column 'text' is left out: long text, 60 distinct texts of 10 words on average" in texts
     assert any(text.startswith("column 'name': 67% of the training rows have a rare category") for text in texts)
+
+
+def test_the_device_of_the_training_is_checked_and_predictions_are_on_the_cpu():
+    X, y = np.arange(20.0)[:, None], np.arange(20) % 2
+    model = SkipClassifier(**QUICK, device="cpu").fit(X, y)
+    assert next(model.network_.parameters()).device.type == "cpu"
+    with pytest.raises(InputError, match="invalid device: expected auto, cpu, cuda, cuda:1, xpu or mps, got 'tpu'"):
+        SkipClassifier(**QUICK, device="tpu").fit(X, y)

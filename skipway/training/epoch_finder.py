@@ -50,7 +50,8 @@ def find_epochs(
 ) -> FoundEpochs:
     """Train for up to half of `most` epochs at a constant rate, and return the best number of them.
 
-    If the loss still falls at the end of the test, the best number is `most`.
+    If the loss still falls at the end of the test, the best number is `most`, or what takes about as long as the test
+    if the time ended it.
 
     Args:
         trainer: trainer of a network that nothing else uses.
@@ -83,11 +84,13 @@ def find_epochs(
             break
         losses[epoch + 1] = float(scores.loss)
         best = _lowest(losses)
-        elapsed = collectives.all_reduce_sum(time.monotonic() - begin)[0] / collectives.world_size()
-        if epoch + 1 - best >= max(_LEAST_PATIENCE * every, _PATIENCE * best) or elapsed > seconds:
+        is_over = collectives.all_reduce_sum(time.monotonic() - begin)[0] / collectives.world_size() > seconds
+        if is_over:
+            most = min(most, 2 * (epoch + 1))
+        if is_over or epoch + 1 - best >= max(_LEAST_PATIENCE * every, _PATIENCE * best):
             break
     tried = max(losses, default=1)
-    return FoundEpochs(most if best > _STILL_FALLS * last else best, tried, losses)
+    return FoundEpochs(most if best > _STILL_FALLS * most / 2 else best, tried, losses)
 
 
 def _lowest(losses: dict[int, float]) -> int:

@@ -74,7 +74,7 @@ def test_steps_and_states_are_those_of_torch_s_own_class(name):
         | {"weight_decay": group["weight_decay"]}
         for group in optimizer.param_groups
     ]
-    options = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {"betas": (0.9, 0.99)}
+    options = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {"betas": (0.9, 0.99), "fused": True}
     wanted = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[name](groups, lr=0.1, **options)
     for k in range(4):
         for net, steps in ((mine, optimizer), (theirs, wanted)):
