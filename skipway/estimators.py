@@ -219,8 +219,8 @@ class SkipClassifier(ClassifierMixin, _SkipEstimator):
         date: columns to read as dates.
         missing: further values that mean a missing value: `-999` in all columns, "size=0" in the column "size".
         columns: YAML file with the kind of each column, from `skipway check --output` or a run folder.
-        device: device of the training: "auto", "cpu", "cuda", "cuda:1", "xpu" or "mps". "auto" is the CPU, but for tables
-            of a million rows an accelerator. Predictions are computed on the CPU.
+        device: device of the training: "auto", "cpu", "cuda", "cuda:1", "xpu" or "mps". "auto" is the CPU, but
+            an accelerator for tables of a million rows. Predictions are computed on the CPU.
 
     Attributes:
         classes_: class labels; for several labels per row, the indices 0, ..., K - 1 of the columns of y.
@@ -336,7 +336,7 @@ class SkipRegressor(RegressorMixin, _SkipEstimator):
 
     Args:
         layers, width, dropout, epochs, batch_size, lr, weight_decay, random_state, categorical, numeric, date, missing,
-            columns: see `SkipClassifier`.
+            columns, device: see `SkipClassifier`.
 
     Attributes:
         network_, spec_, n_iter_: see `SkipClassifier`.
