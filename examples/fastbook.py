@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import skipway as sw
-from skipway.training.trainer import has_bf16
+from skipway.utils.devices import has_bf16
 
 WIDTHS = (16, 32, 64, 128, 256)
 

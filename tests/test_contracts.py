@@ -135,6 +135,8 @@ OPTIONS = {
         ({}, "drop_rate", [0.0, 0.1, 0.2]),
         ({}, "categories", [[], [4], [4, 5]]),
         ({"categories": [40]}, "embedding", [16, 4]),
+        ({"in_features": 3}, "pieces", [[], [4, 0, 2], [8, 8, 8]]),
+        ({}, "members", [1, 2, 4]),
     ],
     "resnet9": [
         ({}, "widths", [[8, 16, 16], [8, 8, 8]]),

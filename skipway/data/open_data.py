@@ -1,8 +1,9 @@
 """Resolution of DATA: labeled images, a table of images, or a table of rows."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,7 @@ class _Opening:
             return self._by_name(tree, base, self.roles.label_regex)
         candidates, unread = self._candidates(tree, base)
         images = [candidate for candidate in candidates if candidate.image]
-        if len(images) > 1 and len({table.name for one in images for table in one.tables.values()}) > 1:
+        if len(images) > 1 and len({table.name for table in _tables_of(images)}) > 1:
             names = join_names((printable(one.tables["train"].name) for one in images), 3)
             raise InputError(
                 f"cannot choose the table of {tree.where}: expected one table of images, got {names}. Pass one of them "
@@ -224,7 +225,7 @@ class _Opening:
                 return self._packed_rows(tree, [candidate.tables for candidate in candidates])
             return self.other()
         source = self.images()
-        ignored = [printable(table.name) for candidate in candidates for table in candidate.tables.values()]
+        ignored = [printable(table.name) for table in _tables_of(candidates)]
         if ignored:
             source.warnings.append(
                 f"ignored {join_names(ignored, 3)}, which names no images; pass a table as DATA with --target to learn "
@@ -332,3 +333,8 @@ def _names_files(frame: Any) -> bool:
         if 2 * sum(map(looks_like_image, texts)) > len(texts):
             return True
     return False
+
+
+def _tables_of(candidates: Iterable[ImageTable]) -> Iterator[Table]:
+    """Iterate over the tables of all candidates."""
+    return chain.from_iterable(candidate.tables.values() for candidate in candidates)

@@ -6,6 +6,7 @@ of their inputs and in their heads, Gorishniy et al. 2024, arXiv:2410.24210; ran
 arXiv:2002.06715.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ class Pieces(nn.Module):
     def __init__(self, counts: tuple[int, ...]):
         super().__init__()
         self.counts, total = tuple(counts), sum(counts)
-        self.register_buffer("inputs", torch.tensor([i for i, n in enumerate(self.counts) for _ in range(n)]))
+        self.register_buffer("inputs", torch.tensor(np.repeat(np.arange(len(self.counts)), self.counts).tolist()))
         self.register_buffer("lower", torch.zeros(total))
         self.register_buffer("slope", torch.ones(total))
         self.register_buffer("mean", torch.zeros(total))
@@ -81,7 +82,7 @@ class Members(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the rows of the members."""
-        factors = self.factors.view(self.count, -1)
+        factors = self.factors.reshape(self.count, -1)
         if self.training:
             return x * factors.repeat(-(-len(x) // self.count), 1)[: len(x)]
         return (x[:, None] * factors).flatten(0, 1)

@@ -110,8 +110,8 @@ def test_estimators_have_no_answer_that_is_not_finite(estimator):
     X, y = np.random.default_rng(0).normal(size=(30, 2)), np.arange(30) % 2
     model = estimator(layers=1, width=4, epochs=1).fit(X, y)
     with torch.no_grad():
-        list(model.network_.modules())[-1].weight.fill_(1e308)
-        list(model.network_.modules())[-1].bias.fill_(1e308)
+        model.network_.head.weight.fill_(1e308)
+        model.network_.head.bias.fill_(1e308)
     calls = [model.predict] + ([model.predict_proba] if estimator is sw.SkipClassifier else [])
     for call in calls:
         with pytest.raises(NotFiniteError, match="cannot predict: expected finite outputs"):
@@ -119,7 +119,7 @@ def test_estimators_have_no_answer_that_is_not_finite(estimator):
     if estimator is sw.SkipRegressor:
         model.network_.double()
         with torch.no_grad():
-            list(model.network_.modules())[-1].weight.zero_()
+            model.network_.head.weight.zero_()
         model.spec_ = copy.copy(model.spec_)
         object.__setattr__(model.spec_, "target_std", (1e10,))
         with pytest.raises(NotFiniteError, match="got NaN or infinity for 30 of 30 inputs"):

@@ -333,7 +333,7 @@ def target_units(y: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     the same quartiles if outliers dominate the former. The scale of a target with equal values is 1.
 
     >>> target_units(np.array([[0.0], [1.0], [2.0], [3.0], [1e6]]))
-    ((2.0,), (1.4826022185056018,))
+    ((2.0,), (1.482602218505602,))
     """
     with np.errstate(over="ignore", invalid="ignore"):
         mean, std = y.mean(axis=0), y.std(axis=0)

@@ -285,6 +285,8 @@ def test_parquet_files_in_an_archive_are_named(tmp_path):
 
 
 def test_an_archive_without_images_is_named_with_its_files(tmp_path):
-    path = write_zip(tmp_path / "set.zip", {"a.txt": b"x"})
-    with pytest.raises(InputError, match=r"got no images \(only other files: 1 .txt file \(text\)\). Put"):
+    path = write_zip(tmp_path / "set.zip", {"a.pdf": b"x"})
+    with pytest.raises(
+        InputError, match=r"no images \(only other files: 1 .pdf file \(drawing: convert it to"
+    ):
         open_source(str(path))
