@@ -16,7 +16,7 @@ SPLITS = {"train": "training", "val": "validation", "test": "test"}
 _LOSSES = {
     "accuracy": "Loss (cross-entropy, nats)",
     "map": "Loss (binary cross-entropy, nats)",
-    "r2": "Loss (squared error, scaled)",
+    "r2": "Loss (of scaled errors)",
 }
 _SHARES = {  # metrics of a classification that are shares, and their labels
     "accuracy": "Accuracy",

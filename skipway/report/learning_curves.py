@@ -36,7 +36,7 @@ _UNITS = {
     "map": "mean average precision, % (higher is better)",
     "r2": "R2 (higher is better)",
     "loss": "loss, nats (lower is better)",
-    "squares": "squared error, scaled (lower is better)",
+    "squares": "loss of scaled errors (lower is better)",
 }
 _SPARE = {"accuracy": 5.0, "map": 5.0, "r2": 0.05}
 _BEST = {"accuracy": ", {:.1f}%", "map": ", {:.1f}%", "r2": ", {:.3f}"}

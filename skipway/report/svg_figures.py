@@ -80,7 +80,7 @@ _PARTS = {"train": ("training", "blue"), "val": ("validation", "orange")}
 
 def _loss_axis(values: Sequence[float], metric: str) -> Axis:
     finite = [value for value in values if math.isfinite(value)]
-    label = "squared error, scaled" if metric == "r2" else "loss, nats"
+    label = "loss of scaled errors" if metric == "r2" else "loss, nats"
     if finite and min(finite) > 0 and max(finite) > _STEEP * float(np.median(finite)):
         return Axis(f"{label}, log scale", log=True)
     return Axis(label, bounds=(0.0, math.inf), least=0.2 * max(map(abs, finite), default=1.0))

@@ -286,7 +286,5 @@ def test_parquet_files_in_an_archive_are_named(tmp_path):
 
 def test_an_archive_without_images_is_named_with_its_files(tmp_path):
     path = write_zip(tmp_path / "set.zip", {"a.pdf": b"x"})
-    with pytest.raises(
-        InputError, match=r"no images \(only other files: 1 .pdf file \(drawing: convert it to"
-    ):
+    with pytest.raises(InputError, match=r"no images \(only other files: 1 .pdf file \(drawing: convert it to"):
         open_source(str(path))
