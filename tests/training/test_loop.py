@@ -363,4 +363,5 @@ def test_the_schedule_ends_with_the_time_limit_on_a_machine_that_becomes_slower(
         assert rates == pytest.approx([0.05 * SCHEDULES["cosine"]((3 * e + 2) / 60) for e in range(epochs)])
     else:
         assert trainer.state.status == "stopped by the time limit" and trainer.state.epoch < epochs
-        assert trainer.optimizer.param_groups[0]["lr"] < 0.05 * 0.02
+        # A slow step takes about a twentieth of the limit, so the last one begins that long before its end.
+        assert trainer.optimizer.param_groups[0]["lr"] < 0.05 * 0.05
