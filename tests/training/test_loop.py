@@ -2,6 +2,7 @@ import copy
 import io
 import json
 import random
+import threading
 from contextlib import suppress
 
 import numpy as np
@@ -341,12 +342,14 @@ def test_restoring_after_a_random_walk_of_stops_gives_the_same_bits(tmp_path):
 
 
 class Clock:
-    """A monotonic clock that is `slow` times as fast from the 100th look on."""
+    """A monotonic clock that is `slow` times as fast from the 100th look on. Looks of other threads do not move it."""
 
     def __init__(self, slow):
         self.now, self.looks, self.slow = 0.0, 0, slow
 
     def __call__(self):
+        if threading.current_thread() is not threading.main_thread():
+            return self.now  # the thread that writes checkpoints
         self.looks += 1
         self.now += 0.01 * (self.slow if self.looks > 100 else 1)
         return self.now
@@ -363,5 +366,4 @@ def test_the_schedule_ends_with_the_time_limit_on_a_machine_that_becomes_slower(
         assert rates == pytest.approx([0.05 * SCHEDULES["cosine"]((3 * e + 2) / 60) for e in range(epochs)])
     else:
         assert trainer.state.status == "stopped by the time limit" and trainer.state.epoch < epochs
-        # A slow step takes about a twentieth of the limit, so the last one begins that long before its end.
-        assert trainer.optimizer.param_groups[0]["lr"] < 0.05 * 0.05
+        assert trainer.optimizer.param_groups[0]["lr"] < 0.05 * 0.02
