@@ -114,12 +114,13 @@ class _SkipEstimator(BaseEstimator):
             weights: (N,) weights of the rows, or None.
             label_weights: (K,) factors of the loss of rows with each label, or None.
         """
-        recipe = self._recipe(len(table))
-        x, count = spec.encode_strict(table, allow_odd=True).x, len(table)
+        count = len(table)
+        recipe, x = self._recipe(count), spec.encode_strict(table, allow_odd=True).x
         batch_size = recipe.batch_size or table_batch_size(count)
         if self.epochs is None:
             recipe = replace(recipe, epochs=table_epochs(count, batch_size))
-        seed, rows, row_weights = recipe.seed, np.arange(count), loss_weights(weights, np.arange(count))
+        seed, rows = recipe.seed, np.arange(count)
+        row_weights = loss_weights(weights, rows)
 
         def batches_of(chosen: np.ndarray, order: int | None) -> RowBatches:
             size = _BATCH_SIZE if order is None else batch_size

@@ -8,7 +8,6 @@ import torch
 from skipway.errors import printable
 from skipway.models.network import Network
 from skipway.report.headline import baseline_lead, evaluation_note, kept_epoch
-from skipway.runs.cuda_settings import is_cuda
 from skipway.runs.datamodule import DataModule
 from skipway.runs.head_phase import HEAD_FITS
 from skipway.runs.headline import describe_precision, describe_uncertainty, format_metric, offer_folds
@@ -18,6 +17,7 @@ from skipway.training.lr_finder import RangeTest
 from skipway.training.trainer import Settings
 from skipway.utils.atomic_files import free_bytes
 from skipway.utils.console import duration
+from skipway.utils.devices import device_kind
 from skipway.utils.format_text import count_of, in_sentence
 
 __all__ = ["introduction", "range_test_line", "verdict"]
@@ -63,7 +63,7 @@ def introduction(
     threads = torch.get_num_threads()
     lines.append(f"device: {settings.device}, {settings.precision}, {count_of(threads, 'CPU thread')}")
     if datamodule.recipe.deterministic:
-        lines.append(f"deterministic: {_EXACT if is_cuda(settings.device) else _EXACT_ANYWAY}")
+        lines.append(f"deterministic: {_EXACT if device_kind(settings.device) == 'cuda' else _EXACT_ANYWAY}")
     line = few_steps_line(settings.epochs, datamodule.count("train"), batch_size, settings.grad_accum_steps)
     if line and settings.head != "regression":
         lines.append(line)

@@ -12,18 +12,14 @@ from pathlib import Path
 import torch
 
 from skipway.errors import InputError
+from skipway.utils.devices import device_kind
 
-__all__ = ["cuda_settings", "gpu_facts", "is_cuda", "refuse_nondeterministic"]
+__all__ = ["cuda_settings", "gpu_facts", "refuse_nondeterministic"]
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 _FIXED_WORKSPACE = ":4096:8"  # one of the two values with which cuBLAS is deterministic, the faster one
 _NO_DETERMINISTIC = re.compile(r"(\w+) does not have a deterministic implementation")
 _DRIVER = Path("/proc/driver/nvidia/version")
-
-
-def is_cuda(device: str) -> bool:
-    """Return True for "cuda" and for "cuda:" with a number."""
-    return device.partition(":")[0] == "cuda"
 
 
 @contextmanager
@@ -34,7 +30,7 @@ def cuda_settings(device: str, *, deterministic: bool) -> Iterator[None]:
         device: device of the run.
         deterministic: choose algorithms whose results are equal in each run; otherwise cuDNN measures the fastest ones.
     """
-    if not is_cuda(device):
+    if device_kind(device) != "cuda":
         yield
         return
     cudnn = torch.backends.cudnn
@@ -78,7 +74,7 @@ def gpu_facts(device: str) -> dict[str, str]:
     Args:
         device: device of the run.
     """
-    if not is_cuda(device):
+    if device_kind(device) != "cuda":
         return {}
     allowed = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision  # type: ignore[attr-defined]
     places = [name for name, value in zip(("convolutions", "matrix products"), allowed, strict=True) if value == "tf32"]

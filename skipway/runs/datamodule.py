@@ -153,7 +153,7 @@ def open_datamodule(
         raise InputError(
             f"cannot use transform with {printable(recipe.data)}: expected images, got a table. Drop transform."
         )
-    datamodule = TableDataModule(data, recipe)
+    datamodule = TableDataModule(data, recipe, epochs_are_open=new and not epochs_given)
     if new and not epochs_given:
         datamodule.recipe = replace(recipe, epochs=datamodule.epochs)
     return datamodule

@@ -35,6 +35,7 @@ from skipway.training.lr_finder import range_test
 from skipway.training.trainer import Settings, State, Trainer
 from skipway.utils.atomic_files import make_folder, write_json
 from skipway.utils.console import Console, duration
+from skipway.utils.devices import forked_rng
 from skipway.utils.run_schema import with_schema
 from skipway.utils.stop_signals import StopFlag
 
@@ -205,7 +206,6 @@ class PreparedRun:
 
     def _find_lr(self, trainer: Trainer, train_batches: Any) -> None:
         """Set the learning rate to the suggestion of a range test, and plot the test in the run folder."""
-
         result = range_test(trainer, train_batches, poll=self._poll)
         trainer.settings = replace(trainer.settings, lr=result.suggestion)
         collectives.run_on_rank0(lambda: write_range_test(self.folder, result.as_dict()))
@@ -218,13 +218,12 @@ class PreparedRun:
     @property
     def _is_test_due(self) -> bool:
         """True if a test on training rows of a table chooses the epochs, and has not yet."""
-        datamodule = self.datamodule
-        return self.epochs_are_open and isinstance(datamodule, TableDataModule) and datamodule.rows_choose_epochs
+        return self.epochs_are_open and self.datamodule.rows_choose_epochs
 
     def _choose_epochs(self, network: Network, trainer: Trainer) -> None:
         """Set the epochs by a test on some of the training rows, with a copy of the initial network."""
         begin, settings = time.monotonic(), trainer.settings
-        with torch.random.fork_rng(devices=[]):
+        with forked_rng(trainer.device):
             found = cast(TableDataModule, self.datamodule).choose_epochs(copy.deepcopy(network), settings, self._poll)
         self._change_recipe(epochs=found.best)
         trainer.set_ends(replace(settings, epochs=found.best))

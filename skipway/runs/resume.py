@@ -13,14 +13,14 @@ from skipway.distributed import collectives
 from skipway.errors import InputError, printable
 from skipway.kernels.layer_dispatch import kernel_status
 from skipway.runs.checkpoint_state import describe_edits, read_checkpoint
-from skipway.runs.cuda_settings import gpu_facts, is_cuda
+from skipway.runs.cuda_settings import gpu_facts
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_csv_tables import escape_cell
 from skipway.runs.run_folder import read_recipe
 from skipway.training.best_weights import forget_other_weights
 from skipway.training.checkpoint import Checkpoint
 from skipway.training.settings_diff import differences
-from skipway.utils.devices import device_exists
+from skipway.utils.devices import device_exists, device_kind
 from skipway.utils.format_text import count_of
 
 __all__ = [
@@ -285,7 +285,7 @@ def _inexact_reasons(saved: dict[str, Any], recipe: Recipe) -> list[str]:
     now = machine_facts(recipe.device, recipe.precision) | {"threads": recipe.threads}
     changed = [name for name in now if saved.get(name, now[name]) != now[name]]
     reasons = [f"{name} changed from {saved[name]} to {now[name]}" for name in changed]
-    if is_cuda(recipe.device) and not (recipe.deterministic and saved["recipe"].get("deterministic")):
+    if device_kind(recipe.device) == "cuda" and not (recipe.deterministic and saved["recipe"].get("deterministic")):
         reasons.append("a GPU without --deterministic")
     before = saved["recipe"]["epochs"]
     if recipe.epochs != before:

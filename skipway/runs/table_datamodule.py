@@ -59,6 +59,7 @@ class TableDataModule:
     Args:
         tables: opened table or tables.
         recipe: options of the run.
+        epochs_are_open: the epochs of a new run are not set.
 
     Raises:
         InputError: the table cannot be used, or an option does not apply to it.
@@ -67,12 +68,13 @@ class TableDataModule:
     noun: Literal["images", "rows"] = "rows"
     time_sets_epochs = False
 
-    def __init__(self, tables: TableSource, recipe: Recipe):
+    def __init__(self, tables: TableSource, recipe: Recipe, *, epochs_are_open: bool = False):
         self.recipe, self.name, self.fold = recipe, tables.name, None
         if recipe.fold is not None and recipe.folds is not None:
             self.fold = Fold(recipe.fold, recipe.folds)
             tables = replace(tables, splits=pool_tables(tables.splits, (*tables.roles.ignore, *tables.roles.id)))
         self.tables = tables
+        self.hold_out_again = epochs_are_open and recipe.patience is None
         self.model = (recipe.model, {}) if recipe.model != "auto" else ("resmlp", dict(TABLE_NETWORK))
         _refuse_image_options(recipe)
         self.rows = self._read(None)
@@ -89,6 +91,7 @@ class TableDataModule:
             spec=spec,
             fold=self.fold,
             allow_duplicates=recipe.allow_duplicates,
+            hold_out_again=self.hold_out_again,
         )
 
     def unused_options(self) -> tuple[str, ...]:
@@ -141,9 +144,8 @@ class TableDataModule:
     @property
     def rows_choose_epochs(self) -> bool:
         """True if a test on some of the training rows can choose the number of epochs."""
-        options = (self.recipe.grow, self.recipe.patience)
         held_out = self.rows.held_out
-        return options == (None, None) and held_out is not None and len(held_out) >= FEWEST_ROWS
+        return held_out is not None and len(held_out) >= FEWEST_ROWS
 
     def choose_epochs(self, network: Network, settings: Settings, poll: Callable[[], None]) -> FoundEpochs:
         """Choose the number of epochs by training a network, which is changed, on some of the training rows."""

@@ -52,7 +52,9 @@ def test_few_rows_have_default_epochs(tmp_path):
 
 def test_whole_groups_are_held_out_of_the_training_rows(tmp_path):
     frame = homes(150).assign(street=np.arange(150) // 5)
-    rows = build_table_dataset(_source(frame, ColumnRoles(target=("price",), group_column="street")), 0.2, 0)
+    rows = build_table_dataset(
+        _source(frame, ColumnRoles(target=("price",), group_column="street")), 0.2, 0, hold_out_again=True
+    )
     train = rows.splits["train"]
     held_out = frame["street"].to_numpy()[train[rows.held_out]]
     assert 0.1 < rows.held_out.mean() < 0.3
@@ -61,7 +63,9 @@ def test_whole_groups_are_held_out_of_the_training_rows(tmp_path):
 
 def test_the_last_rows_are_held_out_if_the_split_is_by_time(tmp_path):
     frame = homes(150).assign(day=np.random.default_rng(0).permutation(150))
-    rows = build_table_dataset(_source(frame, ColumnRoles(target=("price",), split_by="day")), 0.2, 0)
+    rows = build_table_dataset(
+        _source(frame, ColumnRoles(target=("price",), split_by="day")), 0.2, 0, hold_out_again=True
+    )
     days = frame["day"].to_numpy()[rows.splits["train"]]
     assert days[rows.held_out].min() > days[~rows.held_out].max()
 

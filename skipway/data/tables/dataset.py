@@ -99,6 +99,7 @@ def build_table_dataset(
     spec: TableSpec | None = None,
     fold: Fold | None = None,
     allow_duplicates: bool = False,
+    hold_out_again: bool = False,
 ) -> TableDataset:
     """Encode the rows of all splits, and hold out training rows if there is no validation table.
 
@@ -110,6 +111,7 @@ def build_table_dataset(
         spec: encoders of a trained model; None to fit them to the training rows.
         fold: fold of a cross-validation to hold out instead.
         allow_duplicates: accept groups in more than one split.
+        hold_out_again: choose the training rows that a test of the number of epochs holds out.
 
     Raises:
         InputError: a cell, a column or the target cannot be used.
@@ -174,7 +176,7 @@ def build_table_dataset(
         left_out=choice.left_out,
         weights=weights,
         columns=describe_columns(train, spec, choice, missing=missing, unseen=unseen, count=len(y)),
-        held_out=splitter.hold_out_again(tables, splits["train"], strata, digests),
+        held_out=splitter.hold_out_again(tables, splits["train"], strata, digests) if hold_out_again else None,
     )
 
 
