@@ -24,7 +24,7 @@ from skipway.data.column_roles import COLUMN_OPTIONS
 from skipway.data.sample_weights import loss_weights
 from skipway.data.sources.table import Table
 from skipway.data.tables.estimator_inputs import fit_frame_columns, frame_settings, read_inputs, to_pandas
-from skipway.data.tables.estimator_targets import column_names, has_columns, read_target
+from skipway.data.tables.estimator_targets import column_names, has_columns, read_labels, read_target, refuse_overflow
 from skipway.data.tables.loader import RowBatches
 from skipway.data.tables.table_spec import TableSpec
 from skipway.data.tables.target import target_units
@@ -39,6 +39,7 @@ from skipway.runs.defaults import (
     table_batch_size,
     table_epochs,
 )
+from skipway.runs.ensemble import TrainingRows, ensemble_network, find_ensemble, refuse_ensemble
 from skipway.runs.recipe import Recipe
 from skipway.runs.table_network import FEWEST_ROWS, epochs_for_rows, hold_out, table_network
 from skipway.training.loop import fit as train_network
@@ -53,6 +54,7 @@ __all__ = ["SkipClassifier", "SkipRegressor"]
 
 _NUM_EVALUATED = 256  # rows evaluated after each epoch; the result is not used
 _BATCH_SIZE = 4096  # rows per prediction batch
+_OPTIONS = ("epochs", "batch_size", "lr", "weight_decay", "ensemble_with")  # of a Recipe
 
 
 class _SkipEstimator(BaseEstimator):
@@ -74,6 +76,7 @@ class _SkipEstimator(BaseEstimator):
         missing: Sequence[str | float] | None = None,
         columns: str | os.PathLike[str] | None = None,
         device: str = "auto",
+        ensemble_with: Literal["boosting"] | None = None,
     ):
         self.layers = layers
         self.width = width
@@ -89,6 +92,7 @@ class _SkipEstimator(BaseEstimator):
         self.missing = missing
         self.columns = columns
         self.device = device
+        self.ensemble_with = ensemble_with
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -119,7 +123,10 @@ class _SkipEstimator(BaseEstimator):
         batch_size = recipe.batch_size or table_batch_size(count)
         if self.epochs is None:
             recipe = replace(recipe, epochs=table_epochs(count, batch_size))
-        seed, rows = recipe.seed, np.arange(count)
+        seed, rows, data = recipe.seed, np.arange(count), TrainingRows(spec, x, y, weights, label_weights)
+        held_out = hold_out(spec.task, x, y, seed) if recipe.ensemble_with or self.epochs is None else None
+        if recipe.ensemble_with:
+            refuse_ensemble(spec, count, can_hold_out=bool(np.any(held_out)))
         row_weights = loss_weights(weights, rows)
 
         def batches_of(chosen: np.ndarray, order: int | None) -> RowBatches:
@@ -138,9 +145,12 @@ class _SkipEstimator(BaseEstimator):
             if self.lr == "auto":
                 trainer.settings = replace(settings, lr=range_test(trainer, batches).suggestion)
             if self.epochs is None and count >= FEWEST_ROWS:
-                copy, held_out = deepcopy(network), hold_out(spec.task, x, y, seed)
-                found = epochs_for_rows(copy, trainer.settings, task, rows, held_out, batches=batches_of)
-                trainer.set_ends(replace(trainer.settings, epochs=found.best))
+                parts = deepcopy(network), trainer.settings, task, rows, held_out
+                trainer.set_ends(replace(trainer.settings, epochs=epochs_for_rows(*parts, batches=batches_of).best))
+            ensemble = None
+            if recipe.ensemble_with:
+                inputs = deepcopy(network), trainer.settings, task, data, rows, held_out
+                ensemble = find_ensemble(*inputs, batches=batches_of, stop=StopFlag())
             train_network(
                 trainer,
                 batches,
@@ -153,13 +163,16 @@ class _SkipEstimator(BaseEstimator):
             )
         # In float64 the output for a row does not depend on the other rows of its batch.
         self.network_: Network = network.cpu().double().eval()
+        self.ensemble_weight_ = ensemble.weight if ensemble else 0.0
+        if ensemble and ensemble.weight:
+            self.network_ = ensemble_network(self.network_, data.boosting(rows), ensemble)
         self.spec_ = spec
         self.n_iter_ = trainer.state.epoch
         return self
 
     def _recipe(self, count: int) -> Recipe:
         """Return the options of the training of `count` rows, which the recipe checks; open epochs have its default."""
-        values = {name: _plain(getattr(self, name)) for name in ("epochs", "batch_size", "lr", "weight_decay")}
+        values = {name: _plain(getattr(self, name)) for name in _OPTIONS}
         options = {name: value for name, value in values.items() if value is not None}
         seed = int(check_random_state(self.random_state).randint(2**31))
         return Recipe(**options, seed=seed, precision="fp32", device=device_for(self.device, rows=count))
@@ -222,12 +235,14 @@ class SkipClassifier(ClassifierMixin, _SkipEstimator):
         columns: YAML file with the kind of each column, from `skipway check --output` or a run folder.
         device: device of the training: "auto", "cpu", "cuda", "cuda:1", "xpu" or "mps". "auto" is the CPU, but
             an accelerator for tables of a million rows. Predictions are computed on the CPU.
+        ensemble_with: "boosting" to blend with scikit-learn's gradient boosting if that helps on held-out rows.
 
     Attributes:
         classes_: class labels; for several labels per row, the indices 0, ..., K - 1 of the columns of y.
         network_: the trained network in float64. `network_.save(path)` writes a file for `skipway.load`.
         spec_: encoders of the columns.
         n_iter_: number of training epochs.
+        ensemble_weight_: weight of boosting in the outputs, 0 for the network alone.
 
     >>> X = np.array([[0.0], [0.1], [0.9], [1.0]])
     >>> model = SkipClassifier(layers=1, width=8, epochs=2, random_state=0).fit(X, ["a", "a", "b", "b"])
@@ -252,9 +267,10 @@ class SkipClassifier(ClassifierMixin, _SkipEstimator):
         missing: Sequence[str | float] | None = None,
         columns: str | os.PathLike[str] | None = None,
         device: str = "auto",
+        ensemble_with: Literal["boosting"] | None = None,
     ):
         training = (layers, width, dropout, epochs, batch_size, lr, weight_decay, random_state)
-        super().__init__(*training, categorical, numeric, date, missing, columns, device)
+        super().__init__(*training, categorical, numeric, date, missing, columns, device, ensemble_with)
         self.class_weight = class_weight
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -302,13 +318,7 @@ class SkipClassifier(ClassifierMixin, _SkipEstimator):
                 f"cannot fit several labels per row: expected class_weight to be 'balanced' or None, got "
                 f"{printable(str(self.class_weight))[:60]}. Pass one of these."
             )
-        names, labels = column_names(y), read_target(y, len(table))
-        others = labels[~np.isin(labels, (0, 1))]
-        if others.size:
-            raise InputError(
-                f"cannot fit a classifier: expected classes (N,) or an indicator matrix (N, K) of 0 and 1, got "
-                f"{printable(str(others[0]))[:40]!r} in a matrix of shape {labels.shape}. Fit one per column."
-            )
+        names, labels = column_names(y), read_labels(y, len(table))
         self.classes_, self._label_dtype = np.arange(labels.shape[1]), labels.dtype
         balanced = self.class_weight == "balanced"
         factors = positive_weights_for(labels.sum(axis=0).astype(int).tolist(), len(labels)) if balanced else None
@@ -337,10 +347,10 @@ class SkipRegressor(RegressorMixin, _SkipEstimator):
 
     Args:
         layers, width, dropout, epochs, batch_size, lr, weight_decay, random_state, categorical, numeric, date, missing,
-            columns, device: see `SkipClassifier`.
+            columns, device, ensemble_with: see `SkipClassifier`.
 
     Attributes:
-        network_, spec_, n_iter_: see `SkipClassifier`.
+        network_, spec_, n_iter_, ensemble_weight_: see `SkipClassifier`.
 
     >>> X = np.array([[0.0], [0.1], [0.9], [1.0]])
     >>> SkipRegressor(layers=1, width=8, epochs=2, random_state=0).fit(X, X[:, 0]).predict(X).shape
@@ -368,13 +378,7 @@ class SkipRegressor(RegressorMixin, _SkipEstimator):
         weights = self._weights(sample_weight, len(table))
         names = column_names(y) if has_columns(y) else ("y",)
         y = read_target(y, len(table), numeric=True).reshape(len(table), len(names))
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean, std = y.mean(axis=0), y.std(axis=0)
-        if not (np.isfinite(mean).all() and np.isfinite(std).all()):
-            raise InputError(
-                "cannot fit a regressor: expected a finite mean and standard deviation of y, got numbers "
-                "too large to average. Scale y first."
-            )
+        refuse_overflow(y)
         center, scale = target_units(y)
         units = {"target_mean": center, "target_std": scale}
         spec = self._spec(table, task="regression", target_names=names, **units)

@@ -14,6 +14,7 @@ from skipway.models import convnext, densenet, inverted_residual, mlp, resnet, r
 from skipway.models.architecture_plan import Plan
 from skipway.models.feature_columns import add_feature_columns
 from skipway.models.option_aliases import translate_options
+from skipway.models.tree_ensemble import TREES, add_trees
 from skipway.nn.chain import Chain
 from skipway.nn.reversible import Reversible
 from skipway.utils.natural_order import natural_key
@@ -175,7 +176,9 @@ def build(name: str, **options: Any) -> tuple[Chain, dict[str, Any]]:
 
 
 def rebuild(plan: dict[str, Any]) -> Chain:
-    """Build the network of a plan with random initial weights, with feature columns if it has the key `columns`.
+    """Build the network of a plan with random initial weights.
+
+    It has feature columns if the plan has the key `columns`, and is joined with boosted trees if it has `trees`.
 
     Raises:
         InputError: the plan is invalid.
@@ -192,8 +195,10 @@ def rebuild(plan: dict[str, Any]) -> Chain:
         raise InputError(
             f"cannot read the plan: expected a family of {', '.join(FAMILIES)}, got {family!r}. Upgrade skipway."
         )
-    columns = values.pop("columns", None)
+    columns, trees = values.pop("columns", None), values.pop(TREES, None)
     network = FAMILIES[family].build(FAMILIES[family].plan.of(values))
+    if trees is not None:
+        network = add_trees(network, trees, plan)
     return network if columns is None else add_feature_columns(network, columns)
 
 

@@ -10,7 +10,17 @@ from skipway.report.verdicts import majority, metric_of, percent
 from skipway.utils.primary_metric import PRIMARY_METRICS, PrimaryMetric
 from skipway.utils.uncertainty import exceeds_share, r2_interval, wilson_interval
 
-__all__ = ["SPLITS", "Lead", "baseline_lead", "evaluation_note", "folds_lead", "headline", "kept_epoch", "metric_table"]
+__all__ = [
+    "SPLITS",
+    "Lead",
+    "baseline_lead",
+    "ensemble_note",
+    "evaluation_note",
+    "folds_lead",
+    "headline",
+    "kept_epoch",
+    "metric_table",
+]
 
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 _LOSSES = {
@@ -195,6 +205,32 @@ def evaluation_note(metrics: Mapping[str, Any]) -> str:
     if data.get("task") == "multilabel":
         return f"{rows}, which selected nothing but the thresholds of the labels: {end}. F1 is slightly optimistic."
     return f"{rows}, which selected nothing: {end}."
+
+
+def ensemble_note(metrics: Mapping[str, Any], metric: str) -> str:
+    """Return the weight of boosting in the model, and the metric of each part; empty for a network alone.
+
+    Args:
+        metrics: values of metrics.json.
+        metric: "accuracy", "map" or "r2".
+    """
+    ensemble = mapping(metrics.get("ensemble"))
+    weight, rows = number(ensemble.get("weight")), number(ensemble.get("rows"))
+    if not math.isfinite(weight):
+        return ""
+    if not weight:
+        return f"Boosting brought nothing on {rows:,.0f} held-out training rows: the model is the network alone."
+    split = "test" if f"test_{metric}" in metrics else "val"
+    sources = {
+        "the network": mapping(ensemble.get("network")),
+        "boosting": mapping(ensemble.get("boosting")),
+        "both": metrics,
+    }
+    text = PRIMARY_METRICS[metric].text
+    values = [f"{text(number(of.get(f'{split}_{metric}')), 2)} of {name}" for name, of in sources.items()]
+    title = f"{SPLITS[split]} {PRIMARY_METRICS[metric].title}"
+    shares = f"The model is {1 - weight:.0%} network and {weight:.0%} boosting"
+    return f"{shares}: {title} {values[0]}, {values[1]}, {values[2]}."
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,15 @@ from skipway.report import classification_plots, learning_curves, plot_style
 from skipway.report.calibration import bias, reliability
 from skipway.report.checks import run_checks
 from skipway.report.embed_images import embed_plots, worst_images
-from skipway.report.headline import SPLITS, baseline_lead, evaluation_note, headline, kept_epoch, metric_table
+from skipway.report.headline import (
+    SPLITS,
+    baseline_lead,
+    ensemble_note,
+    evaluation_note,
+    headline,
+    kept_epoch,
+    metric_table,
+)
 from skipway.report.label_figures import confused_labels, label_predictions
 from skipway.report.palette import css_variables
 from skipway.report.report_figures import figures_of
@@ -137,7 +145,9 @@ def _gather(folder: Path, history: list[dict[str, float]]) -> dict[str, Any]:
     }
     facts |= _data_facts(reader, data)
     facts["best"] = _best(history, metrics, facts["counts"].get("val", 0))
-    facts["kept_epoch"], facts["lead"] = kept_epoch(metrics), baseline_lead(metrics, metric_of(facts).name)
+    key = metric_of(facts).name
+    facts["kept_epoch"], facts["lead"] = kept_epoch(metrics), baseline_lead(metrics, key)
+    facts["ensemble"] = ensemble_note(metrics, key)
     facts["targets"] = target_columns(predictions, facts["target"])
     facts |= {"largest_errors": _largest_errors(predictions, facts["targets"]), "predictions": predictions}
     facts["headline"] = headline(facts)

@@ -7,7 +7,7 @@ import torch
 
 from skipway.errors import printable
 from skipway.models.network import Network
-from skipway.report.headline import baseline_lead, evaluation_note, kept_epoch
+from skipway.report.headline import baseline_lead, ensemble_note, evaluation_note, kept_epoch
 from skipway.runs.datamodule import DataModule
 from skipway.runs.head_phase import HEAD_FITS
 from skipway.runs.headline import describe_precision, describe_uncertainty, format_metric, offer_folds
@@ -137,6 +137,7 @@ def verdict(metrics: dict[str, Any], metric: str, datamodule: DataModule, *, fol
         f"{metrics['status']} after {duration(metrics['seconds'])}, {metrics['samples_per_second']:,.0f} {noun}/s, "
         f"{kept_epoch(metrics)} epoch {metrics['best_epoch']} of {metrics['epochs']}",
         *(_split_line(metrics, metric, datamodule, split) for split in splits),
+        f"ensemble: {in_sentence(blend)}" if (blend := ensemble_note(metrics, metric)) else "",
         f"{lead.kind}: {in_sentence(lead.text)}" if (lead := baseline_lead(metrics, metric)) else "",
         f"note: {in_sentence(note)}" if (note := evaluation_note(metrics)) else "",
         describe_precision(metrics["resolved"]["precision"], evaluated, views=datamodule.recipe.tta),

@@ -14,16 +14,19 @@ from skipway.export.export_model import fuse
 from skipway.models.load_model import restore
 from skipway.models.network import Network
 from skipway.models.network_outputs import average_views
+from skipway.models.tree_ensemble import TREES
 from skipway.report import html
 from skipway.runs.calibrated_weights import calibrate_weights
 from skipway.runs.console_summary import verdict
 from skipway.runs.datamodule import DataModule
+from skipway.runs.ensemble import Ensemble, ensemble_parts
 from skipway.runs.environment import describe_environment
 from skipway.runs.head_phase import HeadFeatures, head_features, head_scores
 from skipway.runs.headline import label_uncertainty, uncertainty_metrics
 from skipway.runs.image_datamodule import ImageDataModule
 from skipway.runs.run_folder import require_run_folder
 from skipway.runs.signal_flow_callback import draw_signal_flow
+from skipway.runs.table_datamodule import TableDataModule
 from skipway.training.best_weights import refuse_other_weights
 from skipway.training.checkpoint import load_weights, save_weights
 from skipway.training.label_metrics import best_thresholds
@@ -69,6 +72,13 @@ def finish_run(
         device=trainer.device, memory_format=torch.channels_last
     )
 
+    ensemble = Ensemble.of(facts["ensemble"]) if facts.get("ensemble") else None
+    if ensemble is not None and ensemble.weight and TREES not in best.plan:
+        best = cast(TableDataModule, datamodule).with_boosting(best, ensemble)
+        tensors, header = best.state_dict(), header | {"plan": best.plan}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        save_weights(path, tensors, header)
+
     def poll() -> None:
         if stop.requested:
             raise Interrupted(
@@ -102,6 +112,8 @@ def finish_run(
     metrics |= _describe_training(best, datamodule, trainer, facts)
     metrics["evaluated_by"] = dict(zip(("engine", "precision"), computed, strict=True))
     metrics |= {"temperature": temperature} if temperature is not None else {}
+    if ensemble is not None:
+        metrics["ensemble"] = _describe_ensemble(best, ensemble, datamodule, trainer, poll)
     metrics |= uncertainty_metrics(metrics, trainer.task.primary_metric, metrics["data"])
     write_json(folder / "metrics.json", with_schema(metrics))
     if facts["grown"]:  # env.json describes the network before it grew
@@ -178,6 +190,21 @@ def _describe_training(
         "data": datamodule.describe(),
         **datamodule.extra_metrics(),
     }
+
+
+def _describe_ensemble(
+    best: Network, ensemble: Ensemble, datamodule: DataModule, trainer: Trainer, poll: Callable[[], None]
+) -> dict[str, Any]:
+    """Return the weights of network and boosting, and the metrics of each on the rows that evaluate both."""
+    values: dict[str, Any] = {"with": datamodule.recipe.ensemble_with, **ensemble.as_dict()}
+    for name, part in ensemble_parts(best).items():
+        values[name] = {}
+        for split, scores in _evaluate(part, datamodule, trainer, features=None, poll=poll).items():
+            values[name] |= {
+                f"{split}_{trainer.task.primary_metric}": scores.primary_metric,
+                f"{split}_loss": scores.loss,
+            }
+    return values
 
 
 def _mean_speed(state: State) -> float:

@@ -16,6 +16,7 @@ from skipway.runs.checkpoint_state import config_facts
 from skipway.runs.console_summary import epochs_line, introduction, range_test_line
 from skipway.runs.datamodule import DataModule, refuse_changed_data
 from skipway.runs.defaults import head_for, settings_for
+from skipway.runs.ensemble import SHARE_OF_TIME
 from skipway.runs.environment import describe_environment
 from skipway.runs.finish_run import finish_run
 from skipway.runs.finished_run import Run
@@ -55,6 +56,7 @@ class PreparedRun:
     has_transform: bool
     epochs_are_open: bool  # the time limit sets them
     head: HeadFit | None = None  # the first epoch of a pretrained network
+    ensemble: dict[str, Any] | None = None  # weights of network and boosting in a new run
 
     def __post_init__(self) -> None:
         self.recipe = self.datamodule.recipe
@@ -102,6 +104,8 @@ class PreparedRun:
                 self._find_lr(trainer, train_batches)
             if self._is_test_due:
                 self._choose_epochs(network, trainer)
+            if recipe.ensemble_with is not None:
+                self._choose_ensemble(network, trainer)
             if self._is_time_to_fit:
                 train_batches = self._fit_time_limit(trainer, train_batches, val_batches)
             trainer.state.epoch = 0
@@ -173,6 +177,7 @@ class PreparedRun:
             "settings": asdict(settings),
             "batch_size": batch_size,
             "grown": self.checkpoint.state["grown"] if self.checkpoint else [],
+            "ensemble": self.checkpoint.state.get("ensemble") if self.checkpoint else self.ensemble,
             **self.datamodule.checkpoint_facts(),
             **machine_facts(settings.device, settings.precision),
         }
@@ -223,11 +228,22 @@ class PreparedRun:
     def _choose_epochs(self, network: Network, trainer: Trainer) -> None:
         """Set the epochs by a test on some of the training rows, with a copy of the initial network."""
         begin, settings = time.monotonic(), trainer.settings
+        tested = settings
+        if self.recipe.ensemble_with is not None and settings.time_limit is not None:
+            tested = replace(settings, time_limit=(1 - SHARE_OF_TIME) * settings.time_limit)
         with forked_rng(trainer.device):
-            found = cast(TableDataModule, self.datamodule).choose_epochs(copy.deepcopy(network), settings, self._poll)
+            found = cast(TableDataModule, self.datamodule).choose_epochs(copy.deepcopy(network), tested, self._poll)
         self._change_recipe(epochs=found.best)
         trainer.set_ends(replace(settings, epochs=found.best))
         self.console.print(epochs_line(found, time.monotonic() - begin))
+
+    def _choose_ensemble(self, network: Network, trainer: Trainer) -> None:
+        """Choose the weights of the network and of boosting, with a copy of the initial network."""
+        begin, table = time.monotonic(), cast(TableDataModule, self.datamodule)
+        with forked_rng(trainer.device):
+            ensemble = table.choose_ensemble(copy.deepcopy(network), trainer.settings, self.stop)
+        self.ensemble = ensemble.as_dict()
+        self.console.print(f"  {ensemble.describe()} ({duration(time.monotonic() - begin)})")
 
     def _fit_head(self, network: Network, settings: Settings) -> HeadFit:
         datamodule = cast(ImageDataModule, self.datamodule)

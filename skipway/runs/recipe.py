@@ -26,7 +26,17 @@ __all__ = ["GROUPS", "UNUSED_BY_FIND_LR", "Recipe"]
 # Options without effect on an LR range test, which neither ends, evaluates nor writes a run.
 UNUSED_BY_FIND_LR = frozenset(
     ("epochs", "lr", "schedule", "ema", "patience", "time_limit", "tta", "folds", "fold", "grow", "watch", "fsdp")
-    + ("deterministic", "head", "freeze_epochs", "freeze_until", "views", "save_every", "output", "name")
+    + (
+        "ensemble_with",
+        "deterministic",
+        "head",
+        "freeze_epochs",
+        "freeze_until",
+        "views",
+        "save_every",
+        "output",
+        "name",
+    )
 )
 
 
@@ -49,6 +59,9 @@ class Recipe(DataOptions):
         None,
         "Architectures to grow through, with epochs, such as resnet20:4,resnet32:4,resnet56:8.",
         effective="none",
+    )
+    ensemble_with: Literal["boosting"] | None = option(
+        "Model", None, "Second model of a table, blended in if it helps on held-out rows.", effective="none"
     )
     epochs: int = option(
         "Optimization",

@@ -29,6 +29,7 @@ from skipway.errors import InputError, printable
 from skipway.models.network import Network
 from skipway.models.registry import plan_of
 from skipway.runs.defaults import TABLE_NETWORK, TargetCounts, table_batch_size, table_epochs
+from skipway.runs.ensemble import Ensemble, TrainingRows, ensemble_network, find_ensemble, refuse_ensemble
 from skipway.runs.prediction_tables import write_evaluation_tables
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_csv_tables import write_table
@@ -74,12 +75,14 @@ class TableDataModule:
             self.fold = Fold(recipe.fold, recipe.folds)
             tables = replace(tables, splits=pool_tables(tables.splits, (*tables.roles.ignore, *tables.roles.id)))
         self.tables = tables
-        self.hold_out_again = epochs_are_open and recipe.patience is None
+        self.tests_epochs = epochs_are_open and recipe.patience is None
         self.model = (recipe.model, {}) if recipe.model != "auto" else ("resmlp", dict(TABLE_NETWORK))
         _refuse_image_options(recipe)
         self.rows = self._read(None)
         self.fingerprint = fingerprint_table(self.rows)
         refuse_class_options(recipe, self.rows.spec.task, self.rows.spec.target)
+        if recipe.ensemble_with is not None:
+            self._refuse_ensemble()
 
     def _read(self, spec: TableSpec | None) -> TableDataset:
         recipe = self.recipe
@@ -91,7 +94,7 @@ class TableDataModule:
             spec=spec,
             fold=self.fold,
             allow_duplicates=recipe.allow_duplicates,
-            hold_out_again=self.hold_out_again,
+            hold_out_again=self.tests_epochs or recipe.ensemble_with is not None,
         )
 
     def unused_options(self) -> tuple[str, ...]:
@@ -145,7 +148,7 @@ class TableDataModule:
     def rows_choose_epochs(self) -> bool:
         """True if a test on some of the training rows can choose the number of epochs."""
         held_out = self.rows.held_out
-        return held_out is not None and len(held_out) >= FEWEST_ROWS
+        return self.tests_epochs and held_out is not None and len(held_out) >= FEWEST_ROWS
 
     def choose_epochs(self, network: Network, settings: Settings, poll: Callable[[], None]) -> FoundEpochs:
         """Choose the number of epochs by training a network, which is changed, on some of the training rows."""
@@ -153,6 +156,39 @@ class TableDataModule:
         assert held_out is not None
         task, rows = self.task(settings), self.rows.splits["train"]
         return epochs_for_rows(network, settings, task, rows, held_out, batches=self._batches, poll=poll)
+
+    def choose_ensemble(self, network: Network, settings: Settings, stop: StopFlag) -> Ensemble:
+        """Choose the weights of a network, the initial one, which is changed, and of boosting."""
+        held_out, rows = self.rows.held_out, self.rows.splits["train"]
+        assert held_out is not None
+        task, data = self.task(settings), self._training_rows()
+        return find_ensemble(network, settings, task, data, rows, held_out, batches=self._batches, stop=stop)
+
+    def with_boosting(self, network: Network, ensemble: Ensemble) -> Network:
+        """Return the network of the run joined with boosting, which is trained on all training rows."""
+        return ensemble_network(network, self._training_rows().boosting(self.rows.splits["train"]), ensemble)
+
+    def _training_rows(self) -> TrainingRows:
+        """Return the rows with the weights of the loss, those that balance classes or labels included."""
+        rows, weights, is_balanced = self.rows, self.rows.weights, self.recipe.balance != "none"
+        if not is_balanced or rows.spec.task == "multilabel":
+            factors = self.target_counts().loss_weights() if is_balanced else None
+            return TrainingRows(rows.spec, rows.x, rows.y, weights, factors)
+        of_classes = np.asarray(self.target_counts().loss_weights())[rows.y]
+        return TrainingRows(rows.spec, rows.x, rows.y, of_classes if weights is None else weights * of_classes)
+
+    def _refuse_ensemble(self) -> None:
+        """Raise InputError if the run cannot be blended with boosting."""
+        recipe, spec = self.recipe, self.rows.spec
+        refuse_ensemble(spec, self.count("train"), can_hold_out=self.rows.held_out is not None)
+        others = changed_options(recipe, ("grow", "fsdp"))
+        if recipe.balance == "sampling" and spec.task == "multilabel":
+            others.append("balance")
+        if others:
+            raise InputError(
+                f"cannot blend with boosting: expected one network in one process with a loss that boosting can have, "
+                f"got {flags(others)}. Drop {flags(others)}, or --ensemble-with."
+            )
 
     def setup(self, network: Network, batch_size: int, device: str, earlier: dict[str, Any] | None) -> None:
         """Configure the batches."""

@@ -55,6 +55,11 @@ def refuse_class_options(recipe: Recipe, task: TaskName, target: str) -> None:
 
 def refuse_options(recipe: Recipe, source: Source) -> None:
     """Raise InputError if the recipe sets an option that does not apply to the targets or the columns of its images."""
+    if recipe.ensemble_with is not None:
+        raise InputError(
+            f"cannot use --ensemble-with with {printable(recipe.data)}: expected a table, got images. Drop "
+            "--ensemble-with."
+        )
     refuse_class_options(recipe, source.task, ", ".join(source.target_names))
     if source.columns and (recipe.mixup or recipe.cutmix):
         raise InputError(

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from skipway.errors import InputError
+from skipway.errors import InputError, printable
 
-__all__ = ["column_names", "has_columns", "read_target"]
+__all__ = ["column_names", "has_columns", "read_labels", "read_target", "refuse_overflow"]
 
 
 def has_columns(y: Any) -> bool:
@@ -48,3 +48,30 @@ def read_target(y: Any, count: int, numeric: bool = False) -> np.ndarray:
         y = check_array(y, ensure_2d=False, dtype=None, input_name="y", ensure_all_finite=y.dtype.kind == "f")
     check_consistent_length(np.empty(count), y)
     return y
+
+
+def read_labels(y: Any, count: int) -> np.ndarray:
+    """Return an indicator matrix (N, K) with one row per row of X.
+
+    Raises:
+        InputError: a value is neither 0 nor 1.
+    """
+    labels = read_target(y, count)
+    others = labels[~np.isin(labels, (0, 1))]
+    if others.size:
+        raise InputError(
+            f"cannot fit a classifier: expected classes (N,) or an indicator matrix (N, K) of 0 and 1, got "
+            f"{printable(str(others[0]))[:40]!r} in a matrix of shape {labels.shape}. Fit one per column."
+        )
+    return labels
+
+
+def refuse_overflow(y: np.ndarray) -> None:
+    """Raise InputError if the mean or the standard deviation of numbers (N, T) is not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = y.mean(axis=0), y.std(axis=0)
+    if not (np.isfinite(mean).all() and np.isfinite(std).all()):
+        raise InputError(
+            "cannot fit a regressor: expected a finite mean and standard deviation of y, got numbers "
+            "too large to average. Scale y first."
+        )
