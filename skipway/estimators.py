@@ -124,9 +124,9 @@ class _SkipEstimator(BaseEstimator):
         if self.epochs is None:
             recipe = replace(recipe, epochs=table_epochs(count, batch_size))
         seed, rows, data = recipe.seed, np.arange(count), TrainingRows(spec, x, y, weights, label_weights)
-        held_out = hold_out(spec.task, x, y, seed) if recipe.ensemble_with or self.epochs is None else None
+        held_out = hold_out(spec.task, x, y, seed)
         if recipe.ensemble_with:
-            refuse_ensemble(spec, count, can_hold_out=bool(np.any(held_out)))
+            refuse_ensemble(spec, count, can_hold_out=bool(held_out.any()))
         row_weights = loss_weights(weights, rows)
 
         def batches_of(chosen: np.ndarray, order: int | None) -> RowBatches:

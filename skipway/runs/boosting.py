@@ -53,9 +53,9 @@ class Boosting:
         spec, x = self.spec, self.x[:: -(-len(self.x) // _COMPARED)]
         numbers = spec.num_numbers + len(spec.indicator_columns)
         indicator = np.full(numbers, -1)
-        for _, places, place in spec.number_inputs():
+        for _, of_column, place in spec.number_inputs():
             if place is not None:
-                indicator[places] = place
+                indicator[of_column] = place
         categories = np.arange(numbers, numbers + len(spec.categories))
         places = np.concatenate([np.arange(spec.num_numbers), categories])
         inputs = TreeInputs(places, indicator, x.shape[1], spec.categories)
@@ -130,7 +130,7 @@ def fit_boosting(
         x: (N, F) encoded rows.
         y: classes (N,), or labels or standardized numbers (N, K).
         weights: (N,) weights of the rows, or None.
-        label_weights: (K,) factors of the weights of rows with each class or label, or None.
+        label_weights: (K,) factors of the weights of rows with each label, or None.
     """
     columns, categorical = boosting_inputs(spec, x)
     targets = [y] if y.ndim == 1 else list(y.T)

@@ -22,7 +22,7 @@ __all__ = ["calibrate_weights"]
 def calibrate_weights(
     network: Network, scores: ClassScores, path: Path, *, tensors: dict[str, Tensor], header: dict[str, Any]
 ) -> float:
-    """Divide the outputs of a network by the best temperature, and write the weights with the temperature in their header.
+    """Divide the outputs of a network by the best temperature, and write the weights and the temperature.
 
     Args:
         network: network of `tensors`, with a linear head, or joined with boosting; it is changed in place.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skipway.errors import Interrupted, printable
 from skipway.export.export_model import fuse
@@ -76,7 +76,6 @@ def finish_run(
     if ensemble is not None and ensemble.weight and TREES not in best.plan:
         best = cast(TableDataModule, datamodule).with_boosting(best, ensemble)
         tensors, header = best.state_dict(), header | {"plan": best.plan}
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         save_weights(path, tensors, header)
 
     def poll() -> None:
@@ -112,8 +111,7 @@ def finish_run(
     metrics |= _describe_training(best, datamodule, trainer, facts)
     metrics["evaluated_by"] = dict(zip(("engine", "precision"), computed, strict=True))
     metrics |= {"temperature": temperature} if temperature is not None else {}
-    if ensemble is not None:
-        metrics["ensemble"] = _describe_ensemble(best, ensemble, datamodule, trainer, poll)
+    metrics |= _describe_ensemble(best, ensemble, datamodule, trainer, poll)
     metrics |= uncertainty_metrics(metrics, trainer.task.primary_metric, metrics["data"])
     write_json(folder / "metrics.json", with_schema(metrics))
     if facts["grown"]:  # env.json describes the network before it grew
@@ -131,7 +129,7 @@ def finish_run(
 
 
 def _evaluate(
-    network: Network,
+    network: nn.Module,
     datamodule: DataModule,
     trainer: Trainer,
     *,
@@ -142,7 +140,10 @@ def _evaluate(
 
     If `features` are passed, only the head of `network` is computed.
     """
-    model = average_views(network, network.require_image_spec()) if datamodule.recipe.tta else network
+    model = network
+    if datamodule.recipe.tta:
+        assert isinstance(network, Network)
+        model = average_views(network, network.require_image_spec())
     scores_of: dict[str, Scores] = {}
     for split in [split for split in ("val", "test") if datamodule.count(split)]:
         if features is not None:
@@ -193,12 +194,14 @@ def _describe_training(
 
 
 def _describe_ensemble(
-    best: Network, ensemble: Ensemble, datamodule: DataModule, trainer: Trainer, poll: Callable[[], None]
+    best: Network, ensemble: Ensemble | None, datamodule: DataModule, trainer: Trainer, poll: Callable[[], None]
 ) -> dict[str, Any]:
     """Return the weights of network and boosting, and the metrics of each on the rows that evaluate both."""
+    if ensemble is None:
+        return {}
     values: dict[str, Any] = {"with": datamodule.recipe.ensemble_with, **ensemble.as_dict()}
     for name, part in ensemble_parts(best).items():
-        values[name] = {}
+        metrics = values[name] = {}
         for split, scores in _evaluate(part, datamodule, trainer, features=None, poll=poll).items():
             values[name] |= {
                 f"{split}_{trainer.task.primary_metric}": scores.primary_metric,

@@ -135,7 +135,7 @@ def _branches(tree: Any, node: Any, known: np.ndarray, inputs: TreeInputs, slot:
 
 
 def _rounded_down(thresholds: np.ndarray) -> np.ndarray:
-    """Return the largest finite float32 numbers that are at most the thresholds: finite float32 numbers compare alike."""
+    """Return the largest finite float32 numbers up to the thresholds: finite float32 numbers compare alike."""
     most = np.finfo(np.float32).max  # an infinite threshold separates missing values from all others
     rounded = np.clip(thresholds, -most, most).astype(np.float32)
     return np.where(rounded > thresholds, np.nextafter(rounded, -most), rounded)
