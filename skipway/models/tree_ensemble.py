@@ -86,7 +86,7 @@ class Trees(nn.Module):
         indicator: (N,) input that marks a missing value of each number, or -1.
         roots: (T,) first node of each tree.
         inputs: (M,) input that a node tests, plus N if its missing values go left.
-        threshold: (M,) largest number that goes left.
+        threshold: (M,) largest number that goes left; below all of them for tests of a category.
         table: (M,) place of index 0 in `goes_left` for tests of a category, or -1.
         goes_left: (branches,) True for indices that go left.
         successors: (2 M,) next node to the left and to the right of each node; a leaf is followed by itself.
@@ -139,7 +139,7 @@ class Trees(nn.Module):
             if self.sizes.branches:
                 table = self.table[node]
                 place = table.clamp(min=0) + torch.where(table >= 0, number, 0).long()
-                is_left = torch.where(table >= 0, self.goes_left[place], is_left)
+                is_left = is_left | ((table >= 0) & self.goes_left[place])
             node = self.successors[2 * node + 1 - is_left.long()]
         return self.value[node] @ self.of_output + self.bias
 

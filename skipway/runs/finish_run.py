@@ -66,17 +66,8 @@ def finish_run(
     """
     require_run_folder(folder)
     path = folder / "weights" / "best.safetensors"
-    tensors, header = load_weights(path)
-    refuse_other_weights(path, header, asdict(trainer.state))
-    best = restore(tensors, header, printable(path)).to(  # type: ignore[call-overload]
-        device=trainer.device, memory_format=torch.channels_last
-    )
-
     ensemble = Ensemble.of(facts["ensemble"]) if facts.get("ensemble") else None
-    if ensemble is not None and ensemble.weight and TREES not in best.plan:
-        best = cast(TableDataModule, datamodule).with_boosting(best, ensemble)
-        tensors, header = best.state_dict(), header | {"plan": best.plan}
-        save_weights(path, tensors, header)
+    best, tensors, header = _best_network(path, datamodule, trainer, ensemble)
 
     def poll() -> None:
         if stop.requested:
@@ -126,6 +117,25 @@ def finish_run(
     for line in submission:
         console.print(line)
     return metrics
+
+
+def _best_network(
+    path: Path, datamodule: DataModule, trainer: Trainer, ensemble: Ensemble | None
+) -> tuple[Network, dict[str, Tensor], dict[str, Any]]:
+    """Return the network of the best weights with the tensors and the header of its file.
+
+    It is joined with boosting, also in the file, if it is the network of an ensemble.
+    """
+    tensors, header = load_weights(path)
+    refuse_other_weights(path, header, asdict(trainer.state))
+    best = restore(tensors, header, printable(path)).to(  # type: ignore[call-overload]
+        device=trainer.device, memory_format=torch.channels_last
+    )
+    if ensemble is not None and ensemble.weight and TREES not in best.plan:
+        best = cast(TableDataModule, datamodule).with_boosting(best, ensemble)
+        tensors, header = best.state_dict(), header | {"plan": best.plan}
+        save_weights(path, tensors, header)
+    return best, tensors, header
 
 
 def _evaluate(
@@ -200,14 +210,12 @@ def _describe_ensemble(
     if ensemble is None:
         return {}
     values: dict[str, Any] = {"with": datamodule.recipe.ensemble_with, **ensemble.as_dict()}
+    metric = trainer.task.primary_metric
     for name, part in ensemble_parts(best).items():
-        metrics = values[name] = {}
-        for split, scores in _evaluate(part, datamodule, trainer, features=None, poll=poll).items():
-            values[name] |= {
-                f"{split}_{trainer.task.primary_metric}": scores.primary_metric,
-                f"{split}_loss": scores.loss,
-            }
-    return values
+        scores_of = _evaluate(part, datamodule, trainer, features=None, poll=poll)
+        values[name] = {f"{split}_{metric}": scores.primary_metric for split, scores in scores_of.items()}
+        values[name] |= {f"{split}_loss": scores.loss for split, scores in scores_of.items()}
+    return {"ensemble": values}
 
 
 def _mean_speed(state: State) -> float:

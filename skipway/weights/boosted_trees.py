@@ -117,7 +117,7 @@ def _convert_tree(tree: Any, order: np.ndarray, known: Sequence[np.ndarray], inp
     left, right = (np.where(is_leaf, itself, nodes[name].astype(np.int64)) for name in ("left", "right"))
     tensors = {
         "inputs": np.where(is_leaf, 0, tested),
-        "threshold": _rounded_down(np.where(is_leaf | is_category, 0.0, nodes["num_threshold"])),
+        "threshold": _rounded_down(np.select([is_leaf, is_category], [0.0, -np.inf], nodes["num_threshold"])),
         "table": table,
         "goes_left": np.concatenate(entries) if entries else np.zeros(0, bool),
         "successors": np.stack([left, right], axis=1).reshape(-1),
