@@ -117,6 +117,11 @@ def grow_run(
         )
     checkpoint = read_checkpoint(last)
     recipe = read_recipe(folder)
+    if recipe.ensemble_with is not None:
+        raise InputError(
+            f"cannot grow {printable(folder)}: expected a network alone, got one that is blended with boosting, whose "
+            "weight depends on the network. Train a run without --ensemble-with, and grow it."
+        )
     if next_phase(recipe, checkpoint.state["plan"])[1]:
         raise InputError(
             f"cannot grow {printable(folder)}: its growth plan ({printable(recipe.grow)}) is not finished. Resume "

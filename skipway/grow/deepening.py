@@ -37,6 +37,7 @@ from skipway.grow.target_plans import (
 from skipway.grow.verify_equal_outputs import Probe, choose_probe, record_calls, verify_outputs
 from skipway.grow.widening import Widening
 from skipway.models.network import Network, build_meta_network, build_network
+from skipway.models.tree_ensemble import refuse_trees
 from skipway.nn.joins import Gate, Scale
 from skipway.nn.shortcut_types import Pad
 from skipway.nn.skip import Skip
@@ -298,6 +299,7 @@ def _nothing_widened(blockers: Mapping[str, str], factor: float) -> InputError:
 def _checked_plan(network: nn.Module) -> dict[str, Any]:
     """Return the plan of a network, or {} if it has none, and check that the network still matches it."""
     plan: dict[str, Any] = network.plan if isinstance(network, Network) else {}
+    refuse_trees(plan, "grow")
     fused = [path for path, module in network.named_modules() if isinstance(module, Convolution)]
     if fused:
         raise InputError(

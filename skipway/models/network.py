@@ -27,6 +27,7 @@ from skipway.models.head import POOLS, classifier, pool_name, pooled_channels, p
 from skipway.models.layer_names import head_start
 from skipway.models.plan_consistency import plan_mismatch
 from skipway.models.timm_interface import TimmInterface
+from skipway.models.tree_ensemble import refuse_trees
 from skipway.nn.chain import Chain
 from skipway.training.checkpoint import save_weights
 from skipway.utils.output_files import refuse_output
@@ -90,7 +91,7 @@ class Network(TimmInterface):
             global_pool: "avg", "max", "avgmax", "catavgmax" or "none". None keeps the pool.
 
         Raises:
-            InputError: the network cannot have this number of classes or this pool.
+            InputError: the network cannot have this number of classes or this pool, or is blended with boosting.
 
         >>> from skipway.models.registry import plan_of
         >>> network = build_network(plan_of("resnet20"))
@@ -98,6 +99,7 @@ class Network(TimmInterface):
         >>> network(torch.zeros(1, 3, 32, 32)).shape, network.num_classes
         (torch.Size([1, 64]), 0)
         """
+        refuse_trees(self.plan, "reset the classifier")
         kind = pool_name(global_pool)
         try:
             count = whole_number(num_classes)

@@ -24,6 +24,7 @@ from skipway.models.feature_levels import (
 )
 from skipway.models.layer_names import head_start, is_stage
 from skipway.models.pretrained_config import pretrained_config
+from skipway.models.tree_ensemble import TREES
 from skipway.nn.activation_checkpointing import recompute
 from skipway.nn.blocks import Shift
 from skipway.nn.chain import Chain
@@ -143,6 +144,8 @@ class TimmInterface(Chain):
     def num_classes(self) -> int:
         """Number of outputs of the classifier, 0 without one."""
         classifier = self.get_classifier()
+        if TREES in self.plan:  # the classifier is that of a part
+            return int(self.plan["num_classes"])
         if isinstance(classifier, nn.Identity):
             return 0
         return _sizes(classifier)[1] or int(self.plan.get("num_classes", 0))

@@ -125,14 +125,14 @@ class Trees(nn.Module):
         """Return the outputs; many rows are computed in parts, to bound the memory."""
         x = x.flatten(1)
         if not self.sizes.trees:
-            return self.bias.expand(x.shape[0], -1)
+            return torch.zeros_like(x[:, :1]) + self.bias
         most = max(1, _MOST_PLACES // self.sizes.trees)
         if is_traced(x) or torch.compiler.is_compiling() or x.shape[0] <= most:
             return self._outputs(x)
         return torch.cat([self._outputs(part) for part in x.split(most)])
 
     def _outputs(self, x: Tensor) -> Tensor:
-        x, node = self._tested(x), self.roots.expand(x.shape[0], -1)
+        x, node = self._tested(x), torch.zeros_like(x[:, :1], dtype=torch.int64) + self.roots
         for _ in range(self.sizes.levels):
             number = x.gather(1, self.inputs[node])
             is_left = number <= self.threshold[node]

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 SHARE_OF_TIME = 0.4  # of the time limit of a run, for the network on a part of the rows
-_WEIGHTS = np.linspace(0.0, 1.0, 21)
+_WEIGHTS = np.round(np.linspace(0.0, 1.0, 21), 2)
 _PRIOR_STD = 0.5  # of the weight of boosting: a few rows must not decide for boosting alone
 _SMALLEST = 1e-12  # loss
 _MOST_ROWS = 5_000  # for classes, whose temperature is fitted for each weight

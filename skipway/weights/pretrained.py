@@ -22,6 +22,7 @@ from skipway.models.load_model import load
 from skipway.models.network import Network, build_meta_network
 from skipway.models.pretrained_config import IMAGENET_MEAN, IMAGENET_STD
 from skipway.models.resnet9 import Whitening
+from skipway.models.tree_ensemble import refuse_trees
 from skipway.training.settings_diff import differences
 from skipway.utils.format_text import count_of, join_names
 from skipway.weights.convert import adopt_with_notes, keys_shared
@@ -264,6 +265,7 @@ def is_ours(path: Path) -> bool:
 
 def _load_own(name: str, path: Path, options: dict[str, Any]) -> Network:
     stored = load(path)
+    refuse_trees(stored.plan, "use pretrained weights")
     plan = registry.plan_of(name, **options)
     values = {k: v for k, v in stored.plan.items() if k not in ("name", "family")}
     family = stored.plan["family"]
