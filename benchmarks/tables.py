@@ -1,12 +1,13 @@
-"""skipway and seven other methods on real tables, all with default settings: 5-fold cross-validation.
+"""skipway, alone and blended with boosting, and seven other methods on real tables, 5-fold cross-validation.
 
     python benchmarks/tables.py run METHOD [TABLE ...]    one method, on all tables by default
     python benchmarks/tables.py page                      the page of all results so far, to standard output
 
-Methods: skipway; boosting, forest and linear (scikit-learn); catboost; lightgbm; realmlp and tabm (pytabkit). It needs
-the packages of table_sets.py, and those of the methods. Numbers are passed as they are, texts as categories. For all
-but skipway, dates become their time, year, month, weekday, hour and day of the year. Every method uses one thread, so
-that the seconds are those of one core. Results are added to tables.json in the folder of the results.
+Methods: skipway; skipway-boosting, blended with boosting; boosting, forest and linear (scikit-learn); catboost;
+lightgbm; realmlp and tabm (pytabkit). It needs the packages of table_sets.py, and those of the methods. Numbers are
+passed as they are, texts as categories. For all but skipway, dates become their time, year, month, weekday, hour and
+day of the year. Every method uses one thread, so that the seconds are those of one core. Results are added to
+tables.json in the folder of the results.
 """
 
 import json
@@ -22,7 +23,7 @@ import numpy as np
 import pandas as pd
 from table_sets import SETS, TableSet
 
-METHODS = ("skipway", "boosting", "forest", "linear", "catboost", "lightgbm", "realmlp", "tabm")
+METHODS = ("skipway", "skipway-boosting", "boosting", "forest", "linear", "catboost", "lightgbm", "realmlp", "tabm")
 RESULTS = Path(os.environ.get("TABLES_JSON", Path(__file__).parent / "results" / "tables.json"))
 _FOLDS = 5
 _MOST_CATEGORIES = 250  # a column with more is left out for the methods of scikit-learn
@@ -71,10 +72,11 @@ def cross_validate(method: str, table: TableSet) -> list[list[float]]:
 
 def _model(method: str, numbers: bool, parts: list[pd.DataFrame]) -> Any:
     """Return an unfitted model, and convert the inputs in `parts` (training, test) to what it reads."""
-    if method == "skipway":
+    if method in ("skipway", "skipway-boosting"):
         from skipway.estimators import SkipClassifier, SkipRegressor
 
-        return (SkipRegressor if numbers else SkipClassifier)(random_state=0)
+        partner = "boosting" if method == "skipway-boosting" else None
+        return (SkipRegressor if numbers else SkipClassifier)(random_state=0, ensemble_with=partner)
     joined = _with_date_parts(pd.concat(parts, ignore_index=True))
     texts = [name for name in joined if joined[name].dtype == object]
     if method in ("boosting", "forest", "linear"):

@@ -158,11 +158,11 @@ def choose_ensemble(network: np.ndarray, boosting: np.ndarray, task: Task, y: np
 def _negative_log_likelihoods(losses: np.ndarray, scores: Scores, y: np.ndarray) -> np.ndarray:
     """Return the sum over the rows of each mean loss, in nats; inf for one that is not finite.
 
-    The mean loss of numbers is a squared error, whose variance is the lowest one of the losses.
+    The mean loss of numbers is their variance around the outputs, at which the likelihood is highest.
     """
     losses = np.where(np.isfinite(losses), losses, math.inf)
     if isinstance(scores, RegressionScores):
-        losses = losses / (2 * max(float(losses.min()), _SMALLEST))
+        losses = np.log(np.maximum(losses, _SMALLEST)) / 2
     return losses * y.size
 
 

@@ -169,6 +169,7 @@ class PreparedRun:
     def _facts(self, network: Network, settings: Settings, batch_size: int) -> dict[str, Any]:
         """Return the facts in checkpoints besides the trainer's tensors and state."""
         assert network.spec is not None
+        ensemble = self.checkpoint.state.get("ensemble") if self.checkpoint else self.ensemble
         return {
             "fingerprint": self.datamodule.fingerprint,
             "plan": dict(network.plan),
@@ -177,7 +178,7 @@ class PreparedRun:
             "settings": asdict(settings),
             "batch_size": batch_size,
             "grown": self.checkpoint.state["grown"] if self.checkpoint else [],
-            "ensemble": self.checkpoint.state.get("ensemble") if self.checkpoint else self.ensemble,
+            **({"ensemble": ensemble} if ensemble else {}),
             **self.datamodule.checkpoint_facts(),
             **machine_facts(settings.device, settings.precision),
         }

@@ -181,12 +181,12 @@ class TableDataModule:
         """Raise InputError if the run cannot be blended with boosting."""
         recipe, spec = self.recipe, self.rows.spec
         refuse_ensemble(spec, self.count("train"), can_hold_out=self.rows.held_out is not None)
-        others = changed_options(recipe, ("grow", "fsdp"))
+        others = changed_options(recipe, ("fsdp",))
         if recipe.balance == "sampling" and spec.task == "multilabel":
             others.append("balance")
         if others:
             raise InputError(
-                f"cannot blend with boosting: expected one network in one process with a loss that boosting can have, "
+                f"cannot blend with boosting: expected unsharded weights and a loss that boosting can have, "
                 f"got {flags(others)}. Drop {flags(others)}, or --ensemble-with."
             )
 

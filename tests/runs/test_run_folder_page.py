@@ -29,7 +29,7 @@ ROW = re.compile(r"^\| (`[^|]+`) \| ([^|]+) \| .* \|$", re.M)
 KINDS = ("ant", "bee", "cow", "dog", "eel", "fly")
 RUNS = ("image", "grown", "classes", "number", "labels", "many_labels", "image_number", "image_numbers")
 TABLE_RUNS = ("row_labels", "row_numbers", "many_row_labels")
-SUBMITTED = "submitted"
+SUBMITTED, BLENDED = "submitted", "blended"
 GPU_FACTS = ("gpu", "driver", "cudnn", "tf32")  # of runs on CUDA alone
 CROSS_VALIDATIONS = ("dear_folds", "price_folds", "label_folds")
 TYPES = {
@@ -174,6 +174,7 @@ def runs(tmp_path_factory):
                 quick("squares", base, name=name, epochs=1)
         train(table, target="dear", ignore="price", weight_column="w", missing="size=7", name="classes", **common)
         train(kaggle, id="home", name=SUBMITTED, **common)
+        train(homes(80), target="price", ignore="dear", ensemble_with="boosting", name=BLENDED, **common)
         many = ",".join(f"y{k}" for k in range(21))
         for name, target, label_sep in zip(TABLE_RUNS, ("tags", "price,rent", many), ("|", None, None), strict=True):
             options = {"target": target, "label_sep": label_sep, "features": "size,city,garden"}
@@ -190,7 +191,7 @@ def runs(tmp_path_factory):
         patch.setattr("skipway.commands.export.program", write_program)
         export_run(base / "classes", "pt2")
     probe_run(base / "image", samples=8, points=3)
-    return [base / name for name in (*RUNS, *TABLE_RUNS, SUBMITTED, *CROSS_VALIDATIONS)]
+    return [base / name for name in (*RUNS, *TABLE_RUNS, SUBMITTED, BLENDED, *CROSS_VALIDATIONS)]
 
 
 def write_program(network, path, **options):
