@@ -21,6 +21,7 @@ from skipway.models.head import classifier
 from skipway.models.table_layers import Members, MergeMembers, Pieces
 from skipway.nn.blocks import Shift, init_fixup, join_of, linear_rates, zero_last
 from skipway.nn.chain import Chain
+from skipway.nn.dropout import Dropout
 from skipway.nn.joins import Gate, Scale
 from skipway.nn.skip import Skip, named_skips
 from skipway.nn.stochastic_depth import DROP_MODES
@@ -146,10 +147,9 @@ class Embed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the numbers unchanged, followed by the embedding of each category."""
         slots = x[:, self.numbers :].long()
+        known = torch.where((slots >= 0) & (slots < slots.new_tensor(self.categories)), slots, 0)
         parts = [x[:, : self.numbers]]
-        for i, (table, count) in enumerate(zip(self.tables, self.categories, strict=True)):
-            slot = slots[:, i]
-            parts.append(table(torch.where((slot >= 0) & (slot < count), slot, 0)))
+        parts += [table(known[:, i]) for i, table in enumerate(self.tables)]
         return torch.cat(parts, dim=1)
 
     def extra_repr(self) -> str:
@@ -199,7 +199,7 @@ def _block(plan: ResMLPPlan, width: int, drop_path: float) -> nn.Module:
         linear1=nn.Linear(width, inner, bias=not fixup),
         **({"shift1": Shift()} if fixup else {}),
         act=nn.ReLU(),
-        **({"dropout": nn.Dropout(plan.dropout)} if plan.dropout else {}),
+        **({"dropout": Dropout(plan.dropout)} if plan.dropout else {}),
         **({"shift2": Shift()} if fixup else {}),
         linear2=nn.Linear(inner, out, bias=not fixup),
         **({"shift3": Shift()} if fixup else {}),

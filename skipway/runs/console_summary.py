@@ -12,7 +12,7 @@ from skipway.runs.datamodule import DataModule
 from skipway.runs.head_phase import HEAD_FITS
 from skipway.runs.headline import describe_precision, describe_uncertainty, format_metric, offer_folds
 from skipway.runs.small_sets import few_steps_line
-from skipway.training.epoch_finder import FoundEpochs
+from skipway.training.epoch_finder import ANNEALED, FoundEpochs
 from skipway.training.lr_finder import RangeTest
 from skipway.training.trainer import Settings
 from skipway.utils.atomic_files import free_bytes
@@ -108,7 +108,8 @@ def _training_lines(
 def epochs_line(found: FoundEpochs, seconds: float) -> str:
     """Return the line about the number of epochs that a test on training rows found."""
     best = count_of(found.best, "epoch")
-    return f"  {best}: lowest loss on a fifth of the training rows in a test of {found.tried} ({duration(seconds)})"
+    lowest = f"{ANNEALED} of those with the lowest loss on a fifth of the training rows, or more if it still fell,"
+    return f"  {best}: {lowest} in a test of {found.tried} ({duration(seconds)})"
 
 
 def range_test_line(result: RangeTest) -> str:

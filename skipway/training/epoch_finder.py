@@ -15,13 +15,18 @@ from skipway.training.lr_finder import train_step
 from skipway.training.metrics import Batches, score
 from skipway.training.trainer import Trainer
 
-__all__ = ["FoundEpochs", "find_epochs"]
+__all__ = ["ANNEALED", "FoundEpochs", "find_epochs"]
 
 _PEAK_SHARE = 0.5  # constant rate of the test, as a share of the peak rate of the run
-_EVALUATIONS = 30  # at most
+_EVALUATIONS = 24  # at most, because each takes about a third of the time of an epoch
 _PATIENCE = 0.5  # share of the best number of epochs without a better one, after which the test ends
-_LEAST_PATIENCE = 8  # evaluations
+_LEAST_PATIENCE = 4  # evaluations
 _STILL_FALLS = 0.8  # share of the test after which the lowest loss means that more epochs are better
+_CLEAR_SHARE = 0.5  # share of the test after which a loss that falls clearly ends it: the run takes all epochs
+_CLEAR_FALL = 0.05  # of the loss, within a third of the epochs so far
+_LEAST_FALL = 0.02  # of the loss at the end of the test, from which more epochs are better
+_FEWEST_LOSSES = 6  # that show a clear fall
+ANNEALED = 0.8  # epochs with a falling rate that reach the loss of 1 epoch at a constant rate
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class FoundEpochs:
     """Result of the test.
 
     Attributes:
-        best: number of epochs with the lowest loss on the held-out rows, or the most if it fell to the end.
+        best: number of epochs of the run: 0.8 of those with the lowest loss on the held-out rows, because the learning
+            rate of the run falls; or the most if the loss still fell.
         tried: number of epochs of the test.
         losses: {epochs: loss on the held-out rows}.
     """
@@ -50,8 +56,8 @@ def find_epochs(
 ) -> FoundEpochs:
     """Train for up to half of `most` epochs at a constant rate, and return the best number of them.
 
-    If the loss still falls at the end of the test, the best number is `most`, or what takes about as long as the test
-    if the time ended it.
+    If the loss still falls at the end of the test, or clearly before, the best number is `most`, or what takes about as
+    long as the test if the time ended it.
 
     Args:
         trainer: trainer of a network that nothing else uses.
@@ -67,7 +73,7 @@ def find_epochs(
     losses: dict[int, float] = {}
     begin = time.monotonic()
     last = -(-most // 2)
-    every, best, step = max(1, last // _EVALUATIONS), 1, 0
+    every, best, step = -(-last // _EVALUATIONS), 1, 0
     for epoch in range(last):
         trainer.to_train()
         for x, y, ids in train.epoch(epoch):
@@ -87,10 +93,25 @@ def find_epochs(
         is_over = collectives.all_reduce_sum(time.monotonic() - begin)[0] / collectives.world_size() > seconds
         if is_over:
             most = min(most, 2 * (epoch + 1))
+        if epoch + 1 >= _CLEAR_SHARE * last and (_fall(losses) or 0.0) > _CLEAR_FALL:
+            return FoundEpochs(most, epoch + 1, losses)
         if is_over or epoch + 1 - best >= max(_LEAST_PATIENCE * every, _PATIENCE * best):
             break
     tried = max(losses, default=1)
-    return FoundEpochs(most if best > _STILL_FALLS * most / 2 else best, tried, losses)
+    fall = _fall(losses) if losses else None
+    if best > _STILL_FALLS * most / 2 and (fall is None or fall > _LEAST_FALL):
+        return FoundEpochs(most, tried, losses)
+    return FoundEpochs(max(1, round(ANNEALED * best)), tried, losses)
+
+
+def _fall(losses: dict[int, float]) -> float | None:
+    """Return the relative fall of the loss from the fourth to the last sixth of the epochs; None for few losses."""
+    last = max(losses)
+    recent = [loss for epoch, loss in losses.items() if epoch > 5 / 6 * last]
+    earlier = [loss for epoch, loss in losses.items() if last / 2 < epoch <= 2 / 3 * last]
+    if len(losses) < _FEWEST_LOSSES or not earlier:
+        return None
+    return 1 - sum(recent) / len(recent) / (sum(earlier) / len(earlier))
 
 
 def _lowest(losses: dict[int, float]) -> int:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from skipway.distributed import collectives
@@ -26,6 +25,7 @@ from skipway.training.trainer import Settings, State, Trainer
 from skipway.utils.atomic_files import make_folder, storing
 from skipway.utils.best_epoch import is_best_so_far
 from skipway.utils.console import Console
+from skipway.utils.devices import seed_random
 from skipway.utils.primary_metric import PRIMARY_METRICS, PrimaryMetric
 from skipway.utils.stop_signals import StopFlag
 
@@ -91,7 +91,7 @@ def _run_epochs(
         bar, asked = console.bar(f"epoch {state.epoch + 1}/{settings.epochs}", train.steps), time.monotonic()
         for x, y, ids in train.epoch(state.epoch, state.batch):
             state.data_seconds += time.monotonic() - asked
-            torch.manual_seed(_step_seed(settings.seed, state.epoch * train.steps + state.batch))
+            seed_random(_step_seed(settings.seed, state.epoch * train.steps + state.batch), device)
             x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
             weights = train.weights(ids, state.epoch)
             boundary = (state.batch + 1) % settings.grad_accum_steps == 0 or state.batch + 1 == train.steps
@@ -115,7 +115,7 @@ def _run_epochs(
             is_read = log.end_batch(is_last=state.batch == train.steps)
             state.seconds += time.monotonic() - asked
             if is_read:
-                bar.at(state.batch, format_speed(state, trainer.task))
+                bar.at(state.batch, lambda: format_speed(state, trainer.task))
             if boundary and writer.save_if_due():
                 state.status = "stopped by the time limit"
                 break
@@ -318,6 +318,9 @@ def _microbatches(
     """
     first = state.batch // grad_accum_steps * grad_accum_steps
     step = bounds[first : first + grad_accum_steps]
+    if state.num_microbatches == 1:
+        yield slice(0, count), count * collectives.world_size() / (step[-1][1] - step[0][0])
+        return
     for piece in np.array_split(np.arange(count), min(state.num_microbatches, max(1, count // 2))):
         yield (
             slice(int(piece[0]), int(piece[-1]) + 1),

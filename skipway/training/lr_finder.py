@@ -19,7 +19,7 @@ from skipway.errors import NotFiniteError
 from skipway.training.metrics import Batches
 from skipway.training.optimizers import set_rates
 from skipway.training.trainer import Trainer
-from skipway.utils.devices import forked_rng
+from skipway.utils.devices import forked_rng, seed_random
 from skipway.utils.format_text import count_of
 
 __all__ = ["RangeTest", "range_test", "preserve_trainer", "train_step"]
@@ -124,7 +124,7 @@ def _batches(
 
 def _loss(trainer: Trainer, x: Tensor, y: Tensor, weights: Tensor | None, *, k: int) -> float:
     """Compute the loss of the k-th batch without a step, with the same dropout as in its training step."""
-    torch.manual_seed(trainer.settings.seed + k)
+    seed_random(trainer.settings.seed + k, trainer.device)
     with torch.no_grad():
         return _mean_over_processes(_penalized_loss(trainer, x, y, weights))
 
@@ -157,11 +157,12 @@ def train_step(trainer: Trainer, x: Tensor, y: Tensor, k: int, rate: float, weig
     Returns:
         The loss before the step, averaged over all processes. If it is not finite, no step is taken.
     """
-    torch.manual_seed(trainer.settings.seed + k)
+    seed_random(trainer.settings.seed + k, trainer.device)
     loss = _penalized_loss(trainer, x, y, weights)
     if torch.isfinite(loss):
         trainer.backward(loss)
-        trainer.clip_gradients()
+        if trainer.changes_gradients:
+            trainer.clip_gradients()
         set_rates(trainer.optimizer, rate, trainer.settings.momentum)
         trainer.step()
     return _mean_over_processes(loss)

@@ -48,7 +48,42 @@ class _SGD(_Eager, torch.optim.SGD):
 
 
 class _AdamW(_Eager, torch.optim.AdamW):
-    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+    _step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Take a step; `closure` is not supported.
+
+        For the fused step on a CPU, torch groups the tensors by device and dtype each time, which takes longer than
+        the step of a small network. They are of one kind here.
+        """
+        is_scaled = any(getattr(self, name, None) is not None for name in ("found_inf", "grad_scale"))
+        if is_scaled or not all(map(_is_fused_on_cpu, self.param_groups)):
+            self._step()
+            return
+        for group in self.param_groups:
+            self._step_on_cpu(group)
+
+    def _step_on_cpu(self, group: dict[str, Any]) -> None:
+        tensors: list[list[Tensor]] = [[] for _ in range(6)]  # parameters, gradients, two averages, none, steps
+        self._init_group(group, *tensors)
+        if not tensors[0]:
+            return
+        torch._foreach_add_(tensors[-1], 1)
+        torch._fused_adamw_(
+            *tensors,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+def _is_fused_on_cpu(group: dict[str, Any]) -> bool:
+    return bool(group["fused"]) and all(p.is_cpu and p.dtype == torch.float32 for p in group["params"])
 
 
 class _MatrixMuon(_Eager, torch.optim.Muon):

@@ -217,6 +217,11 @@ class Trainer:
             self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         return nullcontext() if last or not isinstance(self.model, DistributedDataParallel) else self.model.no_sync()
 
+    @property
+    def changes_gradients(self) -> bool:
+        """True if `clip_gradients` changes gradients: it clips, unscales, or removes those of frozen layers."""
+        return bool(self.settings.clip_grad or self.scaler is not None or self.frozen_params)
+
     def clip_gradients(self) -> Tensor:
         """Clip the norm of the gradients to `clip_grad` if it is set, and return their norm before clipping.
 
@@ -227,7 +232,10 @@ class Trainer:
             p.grad = None
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip_grad or float("inf"))
+        if not self.settings.clip_grad:
+            norm = nn.utils.get_total_norm([p.grad for p in self.trainable_params if p.grad is not None])
+        else:
+            norm = nn.utils.clip_grad_norm_(self.trainable_params, self.settings.clip_grad)
         if self.scaler is None:
             return full_tensor(norm)
         self.overflow = ~torch.isfinite(norm)
@@ -260,7 +268,8 @@ class Trainer:
         step_unless(self.optimizer, skip)
         if self.scaler is not None:
             self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        for p in self.trainable_params:
+            p.grad = None
 
     def update_average(self) -> None:
         """Update the EMA, if there is one."""

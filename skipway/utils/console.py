@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -84,8 +84,8 @@ class ProgressBar:
         self.start = self.last_print = time.monotonic()
         self.first: int | None = None
 
-    def at(self, done: int, note: str = "") -> None:
-        """Show that `done` items are complete, followed by `note`."""
+    def at(self, done: int, note: str | Callable[[], str] = "") -> None:
+        """Show that `done` items are complete, followed by `note`: a text, or a function that is called to show it."""
         now = time.monotonic()
         if self.first is None:
             self.first = done
@@ -94,6 +94,7 @@ class ProgressBar:
         self.last_print = now
         new = done - self.first
         left = f", {duration((now - self.start) / new * (self.total - done))} left" if new > 0 else ""
+        note = note if isinstance(note, str) else note()
         line = f"{self.label} {done:,}/{self.total:,} ({done / self.total:.0%}{left}){' ' + note if note else ''}"
         line = printable(line)
         self.console.write(f"\r\x1b[K{line[: _width()]}" if self.console.live else f"{line}\n")

@@ -46,6 +46,7 @@ __all__ = [
     "has_fp16",
     "local_processes",
     "refuse_excess_processes",
+    "seed_random",
     "set_threads",
 ]
 
@@ -192,6 +193,20 @@ def forked_rng(device: "torch.device") -> contextlib.AbstractContextManager[None
     if device.type not in _ACCELERATORS:
         return torch.random.fork_rng(devices=[])
     return torch.random.fork_rng(devices=[device], device_type=device.type)
+
+
+def seed_random(seed: int, device: "torch.device") -> None:
+    """Seed the random generators of torch that `device` uses.
+
+    `torch.manual_seed` also formats the stack for each kind of accelerator that is not initialized, which takes as long
+    as a small layer.
+    """
+    import torch
+
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def refuse_excess_processes(processes: int, requested: str) -> None:

@@ -39,7 +39,7 @@ def test_a_function_without_noise_takes_all_epochs():
     x = _inputs(160, 2)
     found = _find(np.sin(2 * x[:, :1]).astype(np.float32), x, most=20)
     assert found.best == 20
-    assert found.tried == 10
+    assert found.tried == 6  # of 10: a loss that falls clearly ends the test
 
 
 def test_equal_calls_find_equal_epochs_and_losses():

@@ -79,4 +79,4 @@ class RowBatches:
         for begin, end in self.bounds[start:]:
             ids = self.shard.take(order[begin:end])
             chosen = torch.from_numpy(ids)
-            yield self.x[chosen], self.y[chosen], ids
+            yield self.x.index_select(0, chosen), self.y.index_select(0, chosen), ids
