@@ -173,6 +173,7 @@ class PreparedRun:
             "settings": asdict(settings),
             "batch_size": batch_size,
             "grown": self.checkpoint.state["grown"] if self.checkpoint else [],
+            "compile": self.checkpoint.state.get("compile", "off") if self.checkpoint else None,
             **self.datamodule.checkpoint_facts(),
             **machine_facts(settings.device, settings.precision),
         }
