@@ -329,7 +329,8 @@ def positive_weights_for(counts: Sequence[int], total: int) -> tuple[float, ...]
 
 def _refuse_uncompilable(recipe: Recipe) -> None:
     """Raise InputError if another option excludes torch.compile."""
-    if obstacle := compile_obstacle(fsdp=recipe.fsdp, recompute=recipe.recompute):
+    obstacle = compile_obstacle(fsdp=recipe.fsdp, recompute=recipe.recompute, deterministic=recipe.deterministic)
+    if obstacle:
         raise InputError(f"cannot use --compile on: expected no {obstacle}, got {obstacle}. Drop one of them.")
 
 

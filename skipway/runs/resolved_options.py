@@ -113,7 +113,7 @@ def _automatic_values(
         "epochs": _epochs(datamodule, settings),
         "device": (settings.device, _device_reason(settings, is_table=datamodule.noun == "rows")),
         "precision": (settings.precision, _precision_reason(settings, is_table=datamodule.noun == "rows")),
-        "compile": _compile(settings, is_table=datamodule.noun == "rows"),
+        "compile": _compile(settings, is_table=datamodule.noun == "rows", deterministic=recipe.deterministic),
         "threads": _threads(is_table=datamodule.noun == "rows"),
         "head": (settings.head, _head_reason(network, settings)),
         "freeze_until": (settings.freeze_until or "none", _freezing_reason(network)),
@@ -213,12 +213,13 @@ def _precision_reason(settings: Settings, *, is_table: bool) -> str:
     return "fast on this hardware" if settings.precision == "bf16" else "no fast bf16 on this hardware"
 
 
-def _compile(settings: Settings, *, is_table: bool) -> tuple[str, str]:
+def _compile(settings: Settings, *, is_table: bool, deterministic: bool) -> tuple[str, str]:
     if is_table:
         return "off", "steps of tables are too short to gain"
     if device_kind(settings.device) != "cuda":
         return "off", f"not faster, or not measured, on {settings.device}"
-    if obstacle := compile_obstacle(fsdp=settings.fsdp, recompute=settings.recompute):
+    obstacle = compile_obstacle(fsdp=settings.fsdp, recompute=settings.recompute, deterministic=deterministic)
+    if obstacle:
         return "off", f"it excludes {obstacle}"
     return "auto", "by the measured seconds of a step, before epoch 1"
 

@@ -125,13 +125,14 @@ def _decide(
     """Return the decision before anything is compiled."""
     if option != "auto":
         return Compilation(option == "on", "")
-    if earlier is not None:
-        return Compilation(earlier == "on", "")
-    if trainer.device.type != "cuda" or is_table:
+    may_gain = trainer.device.type == "cuda" and not is_table
+    if earlier not in (None, "on") or (earlier is None and not may_gain):
         return Compilation(False, "")
-    settings = trainer.settings
-    if obstacle := compile_obstacle(fsdp=settings.fsdp, recompute=settings.recompute):
+    settings, deterministic = trainer.settings, torch.are_deterministic_algorithms_enabled()
+    if obstacle := compile_obstacle(fsdp=settings.fsdp, recompute=settings.recompute, deterministic=deterministic):
         return Compilation(False, f"it excludes {obstacle}")
+    if earlier == "on":
+        return Compilation(True, "")
     steps = len(growth) * train.steps
     if steps < _FEWEST_STEPS:
         return Compilation(False, f"the run has only {count_of(steps, 'step')}")

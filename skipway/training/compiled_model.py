@@ -15,17 +15,21 @@ BACKEND = "inductor"
 _MOST_SHAPES = 64  # sizes of progressive resizing, with frozen layers and without; torch runs later ones uncompiled
 
 
-def compile_obstacle(*, fsdp: bool, recompute: int | str) -> str:
+def compile_obstacle(*, fsdp: bool, recompute: int | str, deterministic: bool) -> str:
     """Return the option that excludes torch.compile, or "".
 
     Activation checkpointing recomputes layers in plain autograd only, and the hooks of FSDP gather sharded weights.
+    Compiled code for a GPU is chosen by measured times, so that two processes may round differently.
 
     Args:
         fsdp: the weights are sharded.
         recompute: see `recompute`; "none" for no activation checkpointing.
+        deterministic: the run must be exact to the bit on CUDA.
     """
     if fsdp:
         return "--fsdp"
+    if deterministic:
+        return "--deterministic"
     return "--recompute" if recompute != "none" else ""
 
 

@@ -159,13 +159,23 @@ def test_options_that_exclude_it(option, value):
     trainer = Trainer(network(), settings())
     trainer.settings = settings(**{option: value})
     trainer.device = torch.device("cuda")
-    decision = begun(trainer)
-    assert (decision.value, decision.reason) == ("off", f"it excludes --{option}")
+    for earlier in (None, "on"):  # a resumed run may set the option
+        decision = begun(trainer, earlier=earlier)
+        assert (decision.value, decision.reason) == ("off", f"it excludes --{option}")
+
+
+def test_exact_runs_on_cuda_exclude_it(monkeypatch):
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    trainer = Trainer(network(), settings())
+    trainer.device = torch.device("cuda")
+    assert begun(trainer).reason == "it excludes --deterministic"
 
 
 def test_on_is_refused_with_an_option_that_excludes_it(data, tmp_path):
-    with pytest.raises(InputError, match="cannot use --compile on: expected no --recompute, got --recompute. Drop one"):
-        quick(data, tmp_path, compile="on", recompute="auto")
+    for option, value in (("recompute", "auto"), ("deterministic", True)):
+        message = f"cannot use --compile on: expected no --{option}, got --{option}. Drop one of them."
+        with pytest.raises(InputError, match=message):
+            quick(data, tmp_path, compile="on", **{option: value})
 
 
 def test_auto_measures_no_step_where_it_cannot_gain(monkeypatch):
