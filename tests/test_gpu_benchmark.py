@@ -19,9 +19,10 @@ def test_every_part_runs_in_a_tiny_form(tmp_path, capsys, monkeypatch):
     data = str(split_folders(tmp_path / "data", count=6, splits=("train", "val", "test"), side=20))
     gpu.main(["--dry", "--photographs", data, "--cifar", data, "--target", "0"])
     table = capsys.readouterr().out.split("| ---")[-1]
-    for way in ("loop", "workers", "ours, kept", "ours, copied"):
+    for way in ("loop", "workers", "ours, kept", "ours, copied", "ours, uncompiled"):
         assert f"| ResNet-50, images/s: {way} |" in table
     for figure in (
+        "seconds to compile ResNet-50",
         "synchronizations per step",
         "idle share",
         "blocked by a checkpoint",

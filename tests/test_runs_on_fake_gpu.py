@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fake_gpu import fake_gpu
+from fake_gpu import FakeGpu, fake_gpu
 from image_folders import decoded_noise
 from PIL import Image
 from shrunken import SIZE, kinds, shrunken
-from small_runs import QUICK, StopAt, image_folder, numbers, quick, same_runs, same_tensors, train
+from small_runs import QUICK, StopAt, Words, image_folder, numbers, quick, same_runs, same_tensors, train
 from table_files import homes, written
 from torch import nn
 
@@ -308,6 +308,37 @@ def test_predicting_and_evaluating(small, device, data):
     assert sw.Features(network)(x.to(device))[0].is_cuda
     for precision in ("fp32", "bf16", "auto"):
         assert np.allclose(fuse(network, precision).predict_proba(files), host.predict_proba(files), atol=0.05)
+
+
+def test_an_export_is_verified_on_the_device(small, device, tmp_path):
+    network, _, _ = small
+    network.spec = sw.Spec(1, 8, 10, (0.5,), (0.25,), ("ant", "bee", "cow"))
+    before = 0 if REAL else FakeGpu.active.kernels
+    assert program(network.cpu(), tmp_path / "network.pt2", device=device).difference < 1e-4
+    assert REAL or FakeGpu.active.kernels > before + 20
+
+
+def test_an_evaluation_gathers_its_images_on_the_device(fake, data, tmp_path):
+    run = quick(data, tmp_path, **SHORT)
+    fake.reset()
+    sw.evaluate(run.path, data, device="cuda")
+    assert any("device_copy" in copy.line for copy in fake.copies)
+
+
+def test_the_weights_of_classes_are_copied_once(fake, data, tmp_path):
+    quick(data, tmp_path, epochs=2, batch_size=8, balance="weights")
+    copies = [copy for copy in fake.copies if copy.line.startswith("training/losses")]
+    assert len(copies) <= 1
+
+
+def test_a_line_reports_images_in_the_memory_of_the_device(device, data, tmp_path, monkeypatch):
+    words = Words()
+    quick(data, tmp_path, console=words, **SHORT)
+    assert f"all images are kept on {device}" in words and "compile: off, the run has only 3 steps" in words
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 2**33))
+    words = Words()
+    quick(data, tmp_path, console=words, **SHORT)
+    assert f"each batch is copied to {device} while the one before it is computed" in words
 
 
 def test_saving_and_loading(small, tmp_path):

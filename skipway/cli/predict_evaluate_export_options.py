@@ -166,6 +166,7 @@ def export(
     to: Literal["onnx", "pt2", "timm", "torchvision"] = "onnx",
     output: Annotated[Path | None, Parameter(alias="-o", show_default=False)] = None,
     raw: Annotated[bool, switch()] = False,
+    device: str = "auto",
 ) -> None:
     """Export a trained model, verified against PyTorch on the run's images.
 
@@ -179,7 +180,9 @@ def export(
         File, or folder for timm and torchvision. [default: RUN/export]
     raw
         Model without preprocessing in the graph.
+    device
+        Device that runs the exported model for the check; auto: cpu.
     """
     from skipway.commands.export import export_run
 
-    print_result(str(export_run(run, to, output, raw=raw)))
+    print_result(str(export_run(run, to, output, raw=raw, device=device)))

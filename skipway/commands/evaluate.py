@@ -146,7 +146,8 @@ def _evaluate(
             f"cannot evaluate {printable(data)}: expected readable images, got none. Run `skipway check` to list the "
             "reasons."
         )
-    batches = ImageBatches(images, rows, batch_size_for(spec, _BATCH_SIZE), spec=spec)
+    device = next(network.parameters()).device
+    batches = ImageBatches(images, rows, batch_size_for(spec, _BATCH_SIZE), spec=spec, device=device)
     for line in batches.column_remarks:
         console.print(f"{printable(images.name)}: {line}")
 
@@ -154,7 +155,6 @@ def _evaluate(
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} while evaluating. Run it again.")
 
-    device = next(network.parameters()).device
     if chosen is not None and (device.type == "cpu" or not is_open):
         inputs = len(rows)
         network = with_fastest_engine(network, *chosen, inputs=inputs, run=run_path, console=console, stop=stop)

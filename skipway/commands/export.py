@@ -108,6 +108,7 @@ def export_run(
     output: str | os.PathLike[str] | None = None,
     *,
     raw: bool = False,
+    device: str = "auto",
 ) -> ExportedFiles:
     """Export the model of a run or of a weights file.
 
@@ -119,6 +120,8 @@ def export_run(
         output: output file, or output folder for a library. The default is in the folder `export` of the run, or next
             to the weights file.
         raw: leave out the preprocessing; for "onnx" and "pt2".
+        device: device that runs the exported model for the check; for "onnx" and "pt2". "auto" is the CPU. The files
+            themselves are for any device.
 
     Returns:
         The written files, with the result of the check.
@@ -140,6 +143,11 @@ def export_run(
                 f"cannot use --raw with --to {to}: expected onnx or pt2, because weights for {to} never include the "
                 "preprocessing. Drop --raw."
             )
+        if device != "auto":
+            raise InputError(
+                f"cannot use --device with --to {to}: expected onnx or pt2, because weights for {to} are not run. Drop "
+                "--device."
+            )
         return _export_to_library(network, to, source, Path(output) if output is not None else parent / to)
     target = Path(output) if output is not None else parent / f"{network.plan['name']}.{to}"
     refuse_output(target, [source])
@@ -150,7 +158,7 @@ def export_run(
     images = [] if isinstance(network.spec, TableSpec) else _images_of_run(source)
     make_folder(target.parent)
     write = onnx if to == "onnx" else program
-    check = write(network, target, raw=raw, check=images or None)
+    check = write(network, target, raw=raw, check=images or None, device="cpu" if device == "auto" else device)
     return ExportedFiles([check.path], check, len(images))
 
 

@@ -29,7 +29,8 @@ from skipway.export.onnx_file import (
 from skipway.export.quantization import PRECISIONS
 from skipway.models.network import Network, with_converted_trunk
 from skipway.nn.chain import Chain
-from skipway.utils.devices import has_bf16
+from skipway.training.precision import without_tf32
+from skipway.utils.devices import device_for, has_bf16, has_float64
 from skipway.utils.tracing import is_symbolic, is_transformed
 
 __all__ = ["Exported", "fuse", "onnx", "program"]
@@ -93,23 +94,26 @@ def fuse(network: nn.Module, precision: str = "auto", calibration: Tensor | Iter
     return twin
 
 
-def program(network: Network, path: str | os.PathLike[str], *, raw: bool = False, check: Any = None) -> Exported:
+def program(
+    network: Network, path: str | os.PathLike[str], *, raw: bool = False, check: Any = None, device: str = "cpu"
+) -> Exported:
     """Write a torch.export program (.pt2) with the inputs, outputs and checks of `onnx`; needs no extra.
 
-    `torch.export.load(path).module()` maps a tensor to a tensor for any batch size. The metadata are the
-    `extra_files` of the program.
+    `torch.export.load(path).module()` maps a tensor to a tensor for any batch size, on any device that it is moved to.
+    The metadata are the `extra_files` of the program.
 
     Args:
         network: Model with its Spec.
         path: Output file.
         raw: Export the network alone, without preprocessing and without softmax, sigmoid or units.
         check: Images (paths or uint8 arrays) or a table to verify the file with. Default: random inputs.
+        device: Device that runs the program for the verification: "cpu", "cuda", "cuda:1" or "xpu".
 
     Returns:
         The file, its size and its largest difference from torch.
 
     Raises:
-        InputError: The network cannot be exported.
+        InputError: The network cannot be exported, or the device cannot run the program.
         SkipwayError: The outputs of the program differ from those of `network`. No file is written.
 
     >>> import tempfile, skipway as sw
@@ -118,18 +122,30 @@ def program(network: Network, path: str | os.PathLike[str], *, raw: bool = False
     >>> exported.path.name, exported.difference < 1e-4
     ('wine.pt2', True)
     """
+    place = _verifying_device(device)
     description, file = describe_export(network, raw), io.BytesIO()
     inputs = description.inputs(check)
     with quiet_exporters():
         traced = trace_program(description.module, description.examples, description.dynamic)
         torch.export.save(traced, file, extra_files=file_metadata(network))
-        loaded = torch.export.load(io.BytesIO(file.getvalue())).module()
+        loaded = torch.export.load(io.BytesIO(file.getvalue())).module().to(place)
 
     def run(*x: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return loaded(*map(torch.from_numpy, x)).numpy()
+        with torch.no_grad(), without_tf32():
+            return loaded(*(torch.from_numpy(inputs).to(place) for inputs in x)).cpu().numpy()
 
     return write_verified(Path(path), file.getvalue(), function=run, description=description, inputs=inputs)
+
+
+def _verifying_device(device: str) -> str:
+    """Return the device that runs a program, which has float64 in its preprocessing."""
+    place = device_for(device)
+    if not has_float64(place):
+        raise InputError(
+            f"cannot verify an export on --device {place}: expected a device with float64, got {place}. Use --device "
+            "cpu."
+        )
+    return place
 
 
 def _need_floats(network: nn.Module) -> None:

@@ -24,6 +24,7 @@ from skipway.errors import InputError, MissingExtra, SkipwayError, printable, re
 from skipway.export.export_description import Description, describe_export
 from skipway.models.network import Network
 from skipway.utils.atomic_files import from_json, to_json, write_file
+from skipway.utils.devices import device_for, device_kind
 from skipway.utils.format_text import count_of
 from skipway.utils.output_files import refuse_output
 from skipway.utils.quiet_loggers import quiet_loggers
@@ -61,7 +62,9 @@ class Exported:
     levels: float = 0.0
 
 
-def onnx(network: Network, path: str | os.PathLike[str], *, raw: bool = False, check: Any = None) -> Exported:
+def onnx(
+    network: Network, path: str | os.PathLike[str], *, raw: bool = False, check: Any = None, device: str = "cpu"
+) -> Exported:
     """Write a self-contained ONNX file: preprocessing, network, probabilities or numbers, and metadata.
 
     An image model maps `images` (N, H, W, C) uint8 of any size, a table model `rows` (N, F) float32, encoded by
@@ -80,12 +83,13 @@ def onnx(network: Network, path: str | os.PathLike[str], *, raw: bool = False, c
         path: Output file. An existing file is replaced after the new one is verified.
         raw: Export the network alone: normalized `inputs` (N, C, S, S) or (N, F) -> `outputs` (N, K), in float32.
         check: Images (paths or uint8 arrays) or a table to verify the file with. Default: random inputs.
+        device: Device on which onnxruntime verifies the file: "cpu", or "cuda" and "cuda:1" with onnxruntime-gpu.
 
     Returns:
         The file, its size and its largest difference from torch.
 
     Raises:
-        InputError: The network cannot be exported.
+        InputError: The network cannot be exported, or onnxruntime does not support the device.
         MissingExtra: The extra 'export' is not installed.
         SkipwayError: The outputs in onnxruntime differ from torch by more than 1e-4, or the predicted class differs,
             for a batch of one or of seven inputs. No file is written.
@@ -97,6 +101,7 @@ def onnx(network: Network, path: str | os.PathLike[str], *, raw: bool = False, c
     ('wine.onnx', True)
     """
     _need_extra()
+    provider = _provider(device)
     description = describe_export(network, raw)
     weights = sum(t.numel() * t.element_size() for t in description.module.state_dict().values())
     if weights > _MAX_WEIGHTS:
@@ -121,7 +126,7 @@ def onnx(network: Network, path: str | os.PathLike[str], *, raw: bool = False, c
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value
     data = model.SerializeToString()
-    function = _onnxruntime_function(data, description)
+    function = _onnxruntime_function(data, description, provider)
     return write_verified(Path(path), data, function=function, description=description, inputs=inputs)
 
 
@@ -216,12 +221,30 @@ def _misclassified(outputs: np.ndarray, expected: np.ndarray) -> int:
     return int((expected.max(1) - chosen > _TIE).sum())
 
 
-def _onnxruntime_function(model: bytes, description: Description) -> Callable[..., np.ndarray]:
+def _provider(device: str) -> tuple[str, dict[str, Any]]:
+    """Return the execution provider of onnxruntime for a device, with its options."""
+    import onnxruntime
+
+    place = device_for(device)
+    if place == "cpu":
+        return "CPUExecutionProvider", {}
+    name, available = "CUDAExecutionProvider", onnxruntime.get_available_providers()
+    if device_kind(place) != "cuda" or name not in available:
+        raise InputError(
+            f"cannot verify an ONNX file on --device {place}: expected an onnxruntime with {name} and a CUDA device, "
+            f"got {', '.join(available)}. Use --device cpu, or install onnxruntime-gpu."
+        )
+    return name, {"device_id": int(place.partition(":")[2] or 0), "use_tf32": 0}
+
+
+def _onnxruntime_function(
+    model: bytes, description: Description, provider: tuple[str, dict[str, Any]]
+) -> Callable[..., np.ndarray]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, options, providers=[provider])
     names = description.input_names
     return lambda *x: session.run([description.output_name], dict(zip(names, x, strict=True)))[0]
 

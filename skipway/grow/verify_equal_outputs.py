@@ -18,6 +18,7 @@ from skipway.grow.channel_map import ChannelMap, select_channels
 from skipway.models.network import Network
 from skipway.nn.shape_inference import Call, evaluation
 from skipway.nn.skip import Skip
+from skipway.training.precision import without_tf32
 from skipway.utils.format_text import join_names
 
 __all__ = ["Probe", "record_calls", "choose_probe", "verify_outputs"]
@@ -156,7 +157,7 @@ def _outputs(network: nn.Module, probe: Probe, is_grown: bool = False) -> list[T
     handles = [module.register_forward_pre_hook(enter) for module in network.modules()]
     handles += [module.register_forward_hook(leave) for module in network.modules()]
     try:
-        with evaluation(network), torch.no_grad():
+        with evaluation(network), without_tf32(), torch.no_grad():
             out = network(probe)
     except Exception as error:
         reason = reason_of(error)
@@ -201,7 +202,7 @@ def _explain_difference(grown: nn.Module, probe: Probe, blocks: tuple[nn.Module,
 
     handles = [block.register_forward_hook(record) for block in blocks]
     try:
-        with evaluation(grown), torch.no_grad():
+        with evaluation(grown), without_tf32(), torch.no_grad():
             grown(probe)
     finally:
         for handle in handles:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipway.kernels.build import library, missing_reason
+from skipway.kernels.build import has_openmp, library, missing_reason
 from skipway.kernels.kernel_eligibility import Kernel, are_plain_cpu_tensors, has_hooks, kernels_apply
 
 __all__ = ["BATCH_NORM", "fusable_norm", "has_norm_library", "missing_norm_reason"]
@@ -88,6 +88,7 @@ def _norm_fits(norm: nn.BatchNorm2d, x: Any, shortcut: Tensor | None, after: nn.
             or (shortcut.shape == x.shape and shortcut.dtype == x.dtype and shortcut.stride() == x.stride())
         )
         and all(t.dtype == torch.float32 for t in tensors)
+        and (has_openmp() or torch.get_num_threads() == 1)  # torch uses all threads
         and has_norm_library()  # last, because it may compile the library
     )
 

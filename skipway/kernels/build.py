@@ -27,10 +27,10 @@ from pathlib import Path
 from skipway.errors import printable
 from skipway.utils.atomic_files import sync_folder
 
-__all__ = ["library", "missing_reason"]
+__all__ = ["has_openmp", "library", "missing_reason"]
 
 # No option such as -ffast-math, which would change the order of summation.
-_COMPILE = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-c")
+_COMPILE = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-c")
 # Not linked to an OpenMP runtime: it uses that of torch in the process, because two runtimes slow each other down.
 _LINK = ("-shared", "-nostdlib", "-Wl,--unresolved-symbols=ignore-all")
 _SECONDS = 60
@@ -38,11 +38,25 @@ _OTHERS_WRITE = 0o022
 _REASONS: dict[Path, str] = {}  # errors of sources without a library
 
 
+def has_openmp() -> bool:
+    """Return True if the libraries use several threads themselves: Apple's compiler has no OpenMP."""
+    return sys.platform != "darwin"
+
+
+def _flags() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the options of the compiler and those of the linker on this system."""
+    if has_openmp():
+        return (*_COMPILE, "-march=native", "-fopenmp"), _LINK
+    # Apple's compiler knows "native" on its own chips only in later versions; the first of them is the oldest one.
+    processor = "-mcpu=apple-m1" if platform.machine() == "arm64" else "-march=native"
+    return (*_COMPILE, processor), ("-dynamiclib",)
+
+
 @cache
 def library(source: Path, *options: str) -> ctypes.CDLL | None:
     """Return the shared library of a C file, compiled if it is not in the cache ($XDG_CACHE_HOME or ~/.cache).
 
-    Linux only, because compilers of other systems link their own OpenMP runtime.
+    On Linux and macOS. On macOS it runs in one thread, see `has_openmp`.
 
     Args:
         source: C file. It may use OpenMP, and must be correct with fewer threads than requested.
@@ -70,7 +84,7 @@ def missing_reason(source: Path) -> str:
 
 def _load(source: Path, options: Sequence[str]) -> ctypes.CDLL | None:
     """Load the library from the cache, and compile it first if it is missing or damaged."""
-    if not sys.platform.startswith("linux"):
+    if not sys.platform.startswith(("linux", "darwin")):
         raise OSError(f"no C kernels on {sys.platform}")
     compiler = _compiler()
     if compiler is None:
@@ -103,7 +117,8 @@ def _library_name(stem: str, code: bytes, compiler: list[str], options: Sequence
     program = Path(compiler[0]).stat()
     version = os.path.realpath(compiler[0]), str(program.st_size), str(program.st_mtime_ns)
     flags = [line for line in _processor() if line.startswith(("flags", "Features", "model name"))]
-    facts = [*compiler, *version, *_COMPILE, *options, *_LINK, platform.machine(), *flags[:2]]
+    compile_flags, link_flags = _flags()
+    facts = [*compiler, *version, *compile_flags, *options, *link_flags, platform.machine(), *flags[:2]]
     digest = hashlib.sha256("\0".join(facts).encode(errors="surrogateescape") + b"\0" + code).hexdigest()
     return f"{stem}-{digest}.so"
 
@@ -141,6 +156,11 @@ def _check_owner(descriptor: int, name: str) -> None:
 
 
 def _path_of(descriptor: int) -> Path:
+    """Return a path of an open file or folder."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        return Path(os.fsdecode(fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0")))
     return Path(f"/proc/self/fd/{descriptor}")
 
 
@@ -154,7 +174,8 @@ def _load_verified(folder: int, name: str) -> ctypes.CDLL:
         with open(descriptor, "rb", closefd=False) as file:
             if hashlib.sha256(file.read()).hexdigest() != digest:
                 raise OSError(f"{name} is damaged")
-        # The path of the descriptor guarantees that the verified file is loaded, even if it was replaced meanwhile.
+        # On Linux, the path of the descriptor guarantees that the verified file is loaded, even if it was replaced
+        # meanwhile. On macOS, only the owner of the folder could replace it.
         return ctypes.CDLL(str(_path_of(descriptor)))
     except OSError:
         os.close(descriptor)
@@ -181,9 +202,10 @@ def _compile(name: str, code: bytes, compiler: list[str], options: Sequence[str]
     with tempfile.TemporaryDirectory(prefix="skipway-") as folder:
         source, compiled, linked = Path(folder) / name, Path(folder) / "library.o", Path(folder) / "library.so"
         source.write_bytes(code)
+        compile_flags, link_flags = _flags()
         for arguments in (
-            [*_COMPILE, *options, str(source), "-o", str(compiled)],
-            [*_LINK, str(compiled), "-o", str(linked)],
+            [*compile_flags, *options, str(source), "-o", str(compiled)],
+            [*link_flags, str(compiled), "-o", str(linked)],
         ):
             subprocess.run([*compiler, *arguments], check=True, capture_output=True, timeout=_SECONDS)
         return linked.read_bytes()

@@ -5,7 +5,8 @@ Shapes: N cached images of P x P x C bytes, batches of B images of S x S.
 """
 
 import ctypes
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from skipway.kernels.build import library
+from skipway.kernels.build import has_openmp, library
 from skipway.kernels.kernel_eligibility import Kernel, kernels_enabled
 
 __all__ = ["NORMALIZE", "ZOOM"]
@@ -54,8 +55,20 @@ def _fast_zoom(pixels: np.ndarray, rows: np.ndarray, boxes: np.ndarray, flips: n
     zoomed = np.empty((len(rows), size, size, pixels.shape[3]), np.uint8)
     rows, boxes = np.ascontiguousarray(rows, np.int64), np.ascontiguousarray(boxes, np.float32)
     flips = np.ascontiguousarray(flips)
-    inputs = pixels.ctypes.data, *pixels.shape[2:], *(array.ctypes.data for array in (rows, boxes, flips))
-    if not _library().zoomed(*inputs, len(rows), size, torch.get_num_threads(), zoomed.ctypes.data):
+
+    def zoom(begin: int, end: int, threads: int) -> int:
+        arrays = (array[begin:end].ctypes.data for array in (rows, boxes, flips))
+        inputs = pixels.ctypes.data, *pixels.shape[2:], *arrays, end - begin, size, threads
+        return int(_library().zoomed(*inputs, zoomed[begin:end].ctypes.data))
+
+    threads = torch.get_num_threads()
+    if has_openmp() or threads == 1:
+        is_done = zoom(0, len(rows), threads)
+    else:  # threads of Python, each on a part of the images
+        bounds = [len(rows) * part // threads for part in range(threads + 1)]
+        with ThreadPoolExecutor(threads) as pool:
+            is_done = all(pool.map(partial(zoom, threads=1), bounds[:-1], bounds[1:]))
+    if not is_done:
         raise MemoryError("cannot resize images: not enough memory for the buffers of one image")
     return zoomed
 

@@ -32,6 +32,7 @@ from skipway.data.value_range import levels_of
 from skipway.errors import InputError, NotFiniteError, printable
 from skipway.nn.shape_inference import evaluation
 from skipway.training.metrics import Averaged
+from skipway.training.precision import without_tf32
 
 __all__ = [
     "as_table",
@@ -121,7 +122,7 @@ def pixel_outputs(
     inputs: Any = ((x / 255 - mean) / std).to(parameter.dtype)
     if rows is not None:
         inputs = ImageRows(inputs, torch.from_numpy(rows).to(device))
-    with evaluation(network), torch.inference_mode():
+    with evaluation(network), without_tf32(), torch.inference_mode():
         return _values(spec, model(inputs).float().cpu())
 
 
@@ -166,7 +167,7 @@ def row_outputs(network: nn.Module, spec: TableSpec, x: np.ndarray) -> np.ndarra
     A row has outputs that are not finite if those of the network are not.
     """
     parameter = next(network.parameters())
-    with evaluation(network), torch.inference_mode():
+    with evaluation(network), without_tf32(), torch.inference_mode():
         parts = [network(part.to(parameter.device, parameter.dtype)) for part in torch.from_numpy(x).split(_ROWS)]
         return _values(spec, torch.cat(parts).cpu().double() if parts else torch.empty(0, spec.num_outputs))
 

@@ -12,6 +12,7 @@ from skipway.distributed import collectives
 from skipway.errors import InputError
 from skipway.runs.recipe import Recipe
 from skipway.runs.small_sets import FEW_IMAGES, small_batch_size
+from skipway.training.compiled_model import compile_obstacle
 from skipway.training.trainer import Settings
 from skipway.utils.devices import device_for, device_kind, device_name, has_bf16, has_fp16
 
@@ -178,6 +179,8 @@ def settings_for(
     device = device_for(recipe.device, rows=targets.count if is_table else None)
     if recipe.fsdp:
         _refuse_unshared(recipe)
+    if recipe.compile == "on":
+        _refuse_uncompilable(recipe)
     head = head_for(recipe, plan, pretrained=pretrained, count=targets.count)
     is_later_part = freeze_until is not None
     optimizer, defaults = _optimizer_and_defaults(recipe, plan["family"], is_table, is_later_part)
@@ -297,7 +300,7 @@ def precision_for(recipe: Recipe, device: str, is_table: bool) -> str:
 def _refuse_precision(recipe: Recipe, device: str) -> None:
     """Raise InputError for bf16 on a GPU that would emulate it, and for fp16 without a GPU or with sharded weights."""
     is_gpu = device_kind(device) == "cuda"
-    if recipe.precision == "bf16" and is_gpu and not has_bf16(device):
+    if recipe.precision == "bf16" and device_kind(device) in ("cuda", "xpu") and not has_bf16(device):
         raise InputError(
             f"cannot use --precision bf16 on {device_name(device)}: expected a GPU that computes in "
             f"bf16, got one that emulates it. Use --precision {'fp16' if has_fp16(device) else 'fp32'}."
@@ -322,6 +325,13 @@ def positive_weights_for(counts: Sequence[int], total: int) -> tuple[float, ...]
     It is at most 100, so that a few samples do not dominate the loss, and 1 for a label without samples.
     """
     return tuple(min((total - count) / count, _MOST_POSITIVE) if count else 1.0 for count in counts)
+
+
+def _refuse_uncompilable(recipe: Recipe) -> None:
+    """Raise InputError if another option excludes torch.compile."""
+    obstacle = compile_obstacle(fsdp=recipe.fsdp, recompute=recipe.recompute, deterministic=recipe.deterministic)
+    if obstacle:
+        raise InputError(f"cannot use --compile on: expected no {obstacle}, got {obstacle}. Drop one of them.")
 
 
 def _refuse_unshared(recipe: Recipe) -> None:

@@ -197,6 +197,7 @@ def _describe_training(
             "batch_size": facts["batch_size"],
             **asdict(trainer.settings),
             "model": best.plan["name"],
+            "compile": facts["compile"],
         },
         "data": datamodule.describe(),
         **datamodule.extra_metrics(),

@@ -16,7 +16,7 @@ from skipway.data.images.choose_splits import split_images
 from skipway.data.images.decode_source import Storage
 from skipway.data.images.decoded_cache import decode_images, decoding_seconds, fingerprint
 from skipway.data.images.decoded_images import DecodeSettings
-from skipway.data.images.device_pixels import pixels_on_device
+from skipway.data.images.device_pixels import pixels_on_device, resident_lines
 from skipway.data.images.image_rows import ImageRows, fit_feature_columns
 from skipway.data.images.loader import Augmentation, ImageBatches, mean_and_std
 from skipway.data.images.mirror_check import apply_mirror_problem, mirror_problem
@@ -341,6 +341,7 @@ class ImageDataModule:
         if self.decode_settings.value_range:
             lines.append(f"  deep images: {describe_range(self.decode_settings.value_range)} are scaled to [0, 1]")
         lines += [f"  {count:,} {note}" for note, count in images.notes.most_common()]
+        lines += resident_lines(self.resident, self.device)
         return lines + [f"  warning: {warning}" for warning in describe(images)["warnings"]]
 
     def write_data(self, folder: Path, batches: ImageBatches) -> None:

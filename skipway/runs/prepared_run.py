@@ -179,6 +179,7 @@ class PreparedRun:
             "batch_size": batch_size,
             "grown": self.checkpoint.state["grown"] if self.checkpoint else [],
             **({"ensemble": ensemble} if ensemble else {}),
+            "compile": self.checkpoint.state.get("compile", "off") if self.checkpoint else None,
             **self.datamodule.checkpoint_facts(),
             **machine_facts(settings.device, settings.precision),
         }

@@ -26,17 +26,8 @@ __all__ = ["GROUPS", "UNUSED_BY_FIND_LR", "Recipe"]
 # Options without effect on an LR range test, which neither ends, evaluates nor writes a run.
 UNUSED_BY_FIND_LR = frozenset(
     ("epochs", "lr", "schedule", "ema", "patience", "time_limit", "tta", "folds", "fold", "grow", "watch", "fsdp")
-    + (
-        "ensemble_with",
-        "deterministic",
-        "head",
-        "freeze_epochs",
-        "freeze_until",
-        "views",
-        "save_every",
-        "output",
-        "name",
-    )
+    + ("deterministic", "compile", "head", "freeze_epochs", "freeze_until", "views", "save_every", "output", "name")
+    + ("ensemble_with",)
 )
 
 
@@ -210,6 +201,9 @@ class Recipe(DataOptions):
         "Hardware", "auto", "Compute precision; auto: bf16, on GPUs without it fp16, else fp32."
     )
     deterministic: bool = option("Hardware", False, "Bit-exact resume on CUDA, with slower algorithms.")
+    compile: Literal["auto", "on", "off"] = option(
+        "Hardware", "auto", "Compile training steps by torch.compile; auto: for long runs on CUDA."
+    )
     threads: int | None = option("Hardware", None, "CPU threads.", effective="available cores", minimum=1, maximum=1024)
     recompute: int | Literal["none", "auto", "stages"] = option(
         "Hardware",

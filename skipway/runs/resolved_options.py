@@ -19,9 +19,10 @@ from skipway.runs.datamodule import DataModule
 from skipway.runs.image_datamodule import ImageDataModule
 from skipway.runs.recipe import GROUPS, Recipe
 from skipway.runs.table_datamodule import TableDataModule
+from skipway.training.compiled_model import compile_obstacle
 from skipway.training.trainer import Settings
 from skipway.utils.console import duration
-from skipway.utils.devices import LARGE_TABLE, available_threads, device_counts
+from skipway.utils.devices import LARGE_TABLE, available_threads, device_counts, device_kind
 from skipway.utils.format_text import count_of
 
 __all__ = ["ResolvedOption", "ResolvedOptions", "resolved_options"]
@@ -112,6 +113,7 @@ def _automatic_values(
         "epochs": _epochs(datamodule, settings),
         "device": (settings.device, _device_reason(settings, is_table=datamodule.noun == "rows")),
         "precision": (settings.precision, _precision_reason(settings, is_table=datamodule.noun == "rows")),
+        "compile": _compile(settings, is_table=datamodule.noun == "rows", deterministic=recipe.deterministic),
         "threads": _threads(is_table=datamodule.noun == "rows"),
         "head": (settings.head, _head_reason(network, settings)),
         "freeze_until": (settings.freeze_until or "none", _freezing_reason(network)),
@@ -209,6 +211,17 @@ def _precision_reason(settings: Settings, *, is_table: bool) -> str:
     if settings.precision == "fp16":
         return "fast on this GPU, which has no bf16"
     return "fast on this hardware" if settings.precision == "bf16" else "no fast bf16 on this hardware"
+
+
+def _compile(settings: Settings, *, is_table: bool, deterministic: bool) -> tuple[str, str]:
+    if is_table:
+        return "off", "steps of tables are too short to gain"
+    if device_kind(settings.device) != "cuda":
+        return "off", f"not faster, or not measured, on {settings.device}"
+    obstacle = compile_obstacle(fsdp=settings.fsdp, recompute=settings.recompute, deterministic=deterministic)
+    if obstacle:
+        return "off", f"it excludes {obstacle}"
+    return "auto", "by the measured seconds of a step, before epoch 1"
 
 
 def _threads(*, is_table: bool) -> tuple[int, str]:

@@ -46,6 +46,7 @@ MAY_CHANGE = {
     "threads",
     "precision",
     "deterministic",
+    "compile",
     "save_every",
     "time_limit",
     "patience",
@@ -287,6 +288,9 @@ def _inexact_reasons(saved: dict[str, Any], recipe: Recipe) -> list[str]:
     reasons = [f"{name} changed from {saved[name]} to {now[name]}" for name in changed]
     if device_kind(recipe.device) == "cuda" and not (recipe.deterministic and saved["recipe"].get("deterministic")):
         reasons.append("a GPU without --deterministic")
+    compiled = saved.get("compile", "off")
+    if recipe.compile not in ("auto", compiled):
+        reasons.append(f"compile changed from {compiled} to {recipe.compile}")
     before = saved["recipe"]["epochs"]
     if recipe.epochs != before:
         reasons.append(f"epochs changed from {before} to {recipe.epochs}, which stretches the schedule")

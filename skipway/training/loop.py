@@ -20,6 +20,7 @@ from skipway.errors import Interrupted, NotFiniteError, printable
 from skipway.training.background_saver import BackgroundSaver
 from skipway.training.epoch_table import format_header, format_row, format_speed
 from skipway.training.metrics import Batches, Scores, score
+from skipway.training.oom_agreement import OomAgreement
 from skipway.training.step_log import StepLog
 from skipway.training.trainer import Settings, State, Trainer
 from skipway.utils.atomic_files import make_folder, storing
@@ -84,6 +85,7 @@ def _run_epochs(
 ) -> None:
     """Train to epoch `trainer.until`. See `fit`."""
     settings, state, device = trainer.settings, trainer.state, trainer.device
+    memory = OomAgreement(trainer)
     writer.save()
     writer.saver.wait()  # a disk that cannot hold a checkpoint ends the run before its first step
     while state.epoch < trainer.until and state.status == "running":
@@ -96,15 +98,16 @@ def _run_epochs(
             weights = train.weights(ids, state.epoch)
             boundary = (state.batch + 1) % settings.grad_accum_steps == 0 or state.batch + 1 == train.steps
             for piece, share in _microbatches(len(y), train.bounds, state, settings.grad_accum_steps):
-                with trainer.synced(boundary and piece.stop == len(y)):
-                    with trainer.autocast():
-                        outputs = trainer.model(x[piece]).float()
+                is_synced = boundary and piece.stop == len(y)
+                with trainer.synced(is_synced), memory.microbatch(is_synced=is_synced):
+                    outputs = trainer.compute(x[piece], is_whole=_is_whole(train.bounds, state.batch))
                     part = None if weights is None else weights[piece].to(device, non_blocking=True)
                     loss = trainer.task.loss(outputs, y[piece], part) + trainer.penalty()
                     log.check(loss, "loss", ids)
                     trainer.backward(loss * share)
-                log.add(loss, outputs, y[piece], part)
+                    log.add(loss, outputs, y[piece], part)
             if boundary:
+                memory.settle(writer.poll(memory.failed))
                 log.check(trainer.clip_gradients(), "gradient", ids)
                 position = _position(settings, state.epoch, state.batch, train.steps)
                 trainer.set_rates(writer.position_in_time(position))
@@ -203,6 +206,7 @@ class _CheckpointWriter:
                 make_folder(folder.parent)
         self.earlier = trainer.state.total_seconds
         self.begun = self.saved = time.monotonic()
+        self.asked = self.due = self.over = False  # see `poll`
         self.time_share = 0.0  # elapsed share of the time limit, equal in all processes
 
     def __enter__(self) -> "_CheckpointWriter":
@@ -237,20 +241,24 @@ class _CheckpointWriter:
             self.saver.save(self.folder, state.step, tensors, saved)
         self.saved = time.monotonic()
 
-    def save_if_due(self) -> bool:
-        """Save a checkpoint if one is due, and return True in all processes if the time limit is exceeded."""
-        self.saver.raise_failure()
+    def poll(self, failed: bool) -> int:
+        """Exchange before each optimizer step what all processes must know, and return in how many the step failed."""
         settings, first = self.trainer.settings, collectives.rank() == 0
         due = first and time.monotonic() - self.saved > settings.save_every
         over = first and settings.time_limit is not None and self.total_seconds > settings.time_limit
         used = self.total_seconds / settings.time_limit if first and settings.time_limit else 0.0
-        *flags, self.time_share = collectives.all_reduce_sum(self.stop.requested, due, over, used)
-        asked, due, over = map(bool, flags)
-        if asked:
+        *flags, self.time_share, failures = collectives.all_reduce_sum(self.stop.requested, due, over, used, failed)
+        self.asked, self.due, self.over = map(bool, flags)
+        return int(failures)
+
+    def save_if_due(self) -> bool:
+        """Save a checkpoint if one is due, and return True in all processes if the time limit is exceeded."""
+        self.saver.raise_failure()
+        if self.asked:
             self._stop()
-        if due:
+        if self.due:
             self.save()
-        return over
+        return self.over
 
     def save_if_asked(self) -> None:
         if collectives.all_reduce_sum(self.stop.requested)[0]:
@@ -326,6 +334,11 @@ def _microbatches(
             slice(int(piece[0]), int(piece[-1]) + 1),
             len(piece) * collectives.world_size() / (step[-1][1] - step[0][0]),
         )
+
+
+def _is_whole(bounds: list[tuple[int, int]], batch: int) -> bool:
+    """Return True if a batch has as many samples as the first one, which only the last of an epoch may not have."""
+    return bounds[batch][1] - bounds[batch][0] == bounds[0][1] - bounds[0][0]
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -5,6 +5,7 @@ Sources: label smoothing, Szegedy et al. 2015, arXiv:1512.00567.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -77,7 +78,7 @@ class Classification:
         losses = F.cross_entropy(outputs, y, label_smoothing=self.label_smoothing, reduction="none")
         if self.class_weights is not None:
             shares = y if y.dim() > 1 else F.one_hot(y, outputs.shape[1])
-            losses = losses * (shares.to(outputs.dtype) @ outputs.new_tensor(self.class_weights))
+            losses = losses * (shares.to(outputs.dtype) @ _constant(self.class_weights, outputs.dtype, outputs.device))
         return _weighted_mean(losses, weights)
 
     def metric_sum(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> float:
@@ -111,7 +112,8 @@ class MultiLabel:
     def loss(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
         """Compute the mean binary cross-entropy over labels and samples, with label smoothing and label weights."""
         y = y.to(outputs.dtype).lerp(torch.full_like(outputs, 0.5), self.label_smoothing) if self.label_smoothing else y
-        positive = None if self.positive_weights is None else outputs.new_tensor(self.positive_weights)
+        values = self.positive_weights
+        positive = None if values is None else _constant(values, outputs.dtype, outputs.device)
         losses = F.binary_cross_entropy_with_logits(outputs, y, pos_weight=positive, reduction="none")
         return _weighted_mean(losses.mean(1), weights)
 
@@ -158,7 +160,7 @@ class Regression:
 
     def metric_sum(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> float:
         """Compute the sum of 1 - squared error / variance, whose mean over the training samples is R2."""
-        variance = outputs.new_tensor(self.variance)
+        variance = _constant(self.variance, outputs.dtype, outputs.device)
         return _weighted_sum((1 - (outputs.detach() - y).square() / variance).mean(1), weights)
 
     def scores(self, outputs: Tensor, y: Tensor, ids: np.ndarray) -> RegressionScores:
@@ -189,6 +191,13 @@ def task_of(
     if spec.task == "multilabel":
         return MultiLabel(spec.thresholds, label_smoothing, class_weights, samples=samples)
     return Classification(label_smoothing, class_weights, samples=samples)
+
+
+@lru_cache(maxsize=16)
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return numbers of a task as a tensor, which is copied to the device once and not in each step."""
+    with torch.inference_mode(False):  # autograd cannot use tensors of the inference mode
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 from skipway.distributed import collectives
 from skipway.errors import StorageError, is_out_of_memory
 from skipway.training import checkpoint
+from skipway.training.oom_agreement import AgreedOutOfMemory
 from skipway.training.release_memory import release_memory
 from skipway.training.trainer import State, Trainer
 from skipway.utils.console import Console
@@ -18,8 +19,9 @@ def retry_with_microbatches(
 ) -> State:
     """Call `fit`, and retry from the newest checkpoint with microbatches half as large if a step runs out of memory.
 
-    Each step averages the same samples, but batch norm uses the statistics of a microbatch. The number of microbatches
-    is part of the state, so that a resumed run uses it again.
+    Several processes do so together, also if only one of them runs out of memory. Each step averages the same samples,
+    but batch norm uses the statistics of a microbatch. The number of microbatches is part of the state, so that a
+    resumed run uses it again.
 
     Args:
         fit: runs the training loop and returns the final state.
@@ -38,21 +40,24 @@ def retry_with_microbatches(
         try:
             return fit()
         except (MemoryError, RuntimeError) as error:
-            # Other processes would not retry, and microbatches save memory in training steps only.
-            if not is_out_of_memory(error) or collectives.world_size() > 1 or not trainer.takes_steps:
+            is_alone = collectives.world_size() == 1  # other processes retry only what all have agreed on
+            is_known = is_out_of_memory(error) if is_alone else isinstance(error, AgreedOutOfMemory)
+            if not is_known or not trainer.takes_steps:  # microbatches save memory in training steps only
                 raise
         # Outside of the handler, so that the traceback no longer keeps tensors alive.
         pieces = 2 * trainer.state.num_microbatches
-        if batch_size // pieces < 2:
+        if batch_size // (pieces * collectives.world_size()) < 2:
             raise StorageError(
                 f"ran out of memory with batch size {batch_size} in {trainer.state.num_microbatches} microbatches. Use "
                 "a smaller --img-size or --model, or a machine with more memory. Saved checkpoints are intact."
             )
         trainer.optimizer.zero_grad(set_to_none=True)
         release_memory(trainer.device)
-        newest = checkpoint.load_checkpoint(folder)
+        newest = collectives.run_on_rank0(lambda: checkpoint.load_checkpoint(folder))
         trainer.restore(newest.tensors, newest.state["state"])
         trainer.state.num_microbatches = pieces
+        if trainer.compiled is not None or collectives.world_size() > 1:
+            trainer.renew_replicas()
         console.print(
             f"  ran out of memory with batch size {batch_size}: from step {trainer.state.step} on, each batch is split "
             f"into {pieces} microbatches (batch norm uses the statistics of a microbatch)"

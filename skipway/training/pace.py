@@ -94,7 +94,9 @@ def step_seconds(layers: Sequence[nn.Module], x: Tensor, precision: str) -> floa
     for _ in range(_MEASURED):
         begin = time.monotonic()
         with autocast(x.device.type, precision):
-            run_layers(layers, x).float().sum().backward()
+            total = run_layers(layers, x).float().sum()
+        total.backward()
+        total.item()  # waits for the device
         seconds.append(time.monotonic() - begin)
     return min(seconds) / len(x)
 

@@ -11,4 +11,4 @@ def release_memory(device: torch.device) -> None:
     """Free the memory of tensors that nothing refers to, also what the allocator of the device keeps for later."""
     gc.collect()
     if device.type != "cpu":
-        getattr(torch, device.type).empty_cache()
+        torch.get_device_module(device.type).empty_cache()

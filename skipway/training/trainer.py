@@ -14,10 +14,12 @@ from skipway.distributed.fsdp import full_state_dict, full_tensor, is_sharded, s
 from skipway.errors import InputError, printable
 from skipway.nn.activation_checkpointing import recompute
 from skipway.training import precision
+from skipway.training.compiled_model import compiled_model
 from skipway.training.losses import Classification, Task
 from skipway.training.optimizers import make_optimizer, set_rates, step_unless
 from skipway.training.schedules import make_schedule, momentum_at
 from skipway.training.weight_average import make_average
+from skipway.utils.devices import device_counts
 
 __all__ = ["KeptEpoch", "Settings", "State", "Trainer", "preserve_global_state"]
 
@@ -84,16 +86,20 @@ class State:
 def preserve_global_state() -> Iterator[None]:
     """Restore the thread count and the random generators of the process when the context ends.
 
-    If CUDA is not initialized, it stays so, because a forked worker cannot initialize it. Only its seed is restored.
+    An accelerator that is not initialized stays so, because a forked worker cannot initialize it. Only its seed is
+    restored.
     """
-    threads, seed, has_cuda = torch.get_num_threads(), torch.initial_seed(), torch.cuda.is_initialized()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if has_cuda else []):
+    threads, seed, kind = torch.get_num_threads(), torch.initial_seed(), next(iter(device_counts()), "cuda")
+    module = torch.get_device_module(kind)
+    is_used = not hasattr(module, "is_initialized") or module.is_initialized()  # MPS always is
+    devices = range(module.device_count()) if is_used else []
+    with torch.random.fork_rng(devices=devices, device_type=kind):
         try:
             yield
         finally:
             torch.set_num_threads(threads)
-            if not has_cuda and not torch.cuda._is_in_bad_fork():
-                torch.cuda.manual_seed_all(seed)
+            if not is_used and not module._is_in_bad_fork():
+                module.manual_seed_all(seed)
 
 
 class Trainer:
@@ -110,7 +116,9 @@ class Trainer:
         model: `network`, wrapped in DistributedDataParallel if several processes train replicas.
         average: EMA of the weights, or None.
         scaler: scales the loss in fp16, else None.
+        compiled: computes the outputs of `model` by compiled code, or None.
         takes_steps: the training steps of an epoch have begun, and not ended.
+        has_outputs: the last forward pass has ended.
         defers_reading: losses and gradients stay on the device for several steps, and the optimizer is fused.
         state: progress of the run.
     """
@@ -120,7 +128,7 @@ class Trainer:
     ):
         self.device = process_group.local_device(settings.device)
         self.settings, self.state, self.name_of = settings, State(), name_of
-        self.takes_steps = False
+        self.takes_steps = self.has_outputs = False
         self.task = task or Classification(settings.label_smoothing, settings.class_weights)
         if settings.recompute != "none":
             recompute(network, settings.recompute)
@@ -143,6 +151,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type) if is_fp16 else None
         self.trainable_params = [p for p in self.network.parameters() if p.requires_grad]
         self.model = self._wrap_replicas()
+        self.compiled: Callable[[Any], Tensor] | None = None
         self.frozen_params: set[nn.Parameter] = set()
         self.set_ends(settings)
 
@@ -162,7 +171,23 @@ class Trainer:
         """Wrap the network in DistributedDataParallel if several processes train replicas of it."""
         if self.settings.fsdp or collectives.world_size() == 1:
             return self.network
-        return DistributedDataParallel(self.network)
+        replicas = DistributedDataParallel(self.network)
+        # Only the statistics of the first process are used: they are copied when the network is evaluated. Copies in
+        # each forward pass would take time, and another one would follow if a pass runs out of memory.
+        replicas.broadcast_buffers = False
+        return replicas
+
+    def renew_replicas(self) -> None:
+        """Wrap the network again, after its parameters with gradients have changed or a step has failed."""
+        self.model = self._wrap_replicas()
+        if self.compiled is not None:
+            self.compile_model()
+
+    def compile_model(self) -> None:
+        """Compile the forward and backward pass, by CUDA graphs if no gradients are accumulated."""
+        accumulates = self.settings.grad_accum_steps > 1 or self.state.num_microbatches > 1
+        graphs = self.device.type == "cuda" and collectives.world_size() == 1 and not accumulates
+        self.compiled = compiled_model(self.model, cuda_graphs=graphs)
 
     @property
     def eval_model(self) -> nn.Module:
@@ -187,7 +212,7 @@ class Trainer:
                 p.requires_grad_(p not in self.frozen_params)
         if previously_frozen != self.frozen_params:
             # DistributedDataParallel fixes the parameters with gradients when it is created.
-            self.model = self._wrap_replicas()
+            self.renew_replicas()
 
     def _frozen_layers(self) -> list[nn.Module]:
         """Return the frozen layers of this epoch: those before the head, those up to `freeze_until`, or none."""
@@ -206,6 +231,22 @@ class Trainer:
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the autocast context of a forward pass, or a null context for fp32."""
         return precision.autocast(self.device.type, self.settings.precision)
+
+    def compute(self, x: Any, *, is_whole: bool = True) -> Tensor:
+        """Compute the outputs of a microbatch in float32.
+
+        Args:
+            x: inputs (B, ...) on the device.
+            is_whole: the batch has as many samples as most, so that compiling its steps pays. Others run uncompiled,
+                as do epochs in which only the head is trained.
+        """
+        self.has_outputs = False
+        is_compiled = is_whole and self.state.epoch >= self.settings.freeze_epochs
+        model = self.compiled if self.compiled is not None and is_compiled else self.model
+        with self.autocast():
+            outputs: Tensor = model(x).float()
+        self.has_outputs = True
+        return outputs
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss, in fp16 multiplied by the scale."""

@@ -46,6 +46,25 @@ def test_a_run_is_exported_and_checked_on_its_own_images(run, tmp_path, to):
     assert "checked on 12 images of the run: largest difference from torch is" in str(written)
 
 
+@pytest.mark.parametrize("to", ["onnx", "pt2"])
+def test_an_export_is_checked_on_the_device(run, tmp_path, to, monkeypatch):
+    written = export_run(run, to, tmp_path / f"model.{to}", device="cpu")
+    assert written.check.difference <= 1e-4
+    with pytest.raises(InputError, match="cannot use --device cuda:7: expected a device that torch finds here"):
+        export_run(run, to, tmp_path / f"other.{to}", device="cuda:7")
+    monkeypatch.setattr(torch.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "device_count", lambda: 1)
+    message = {"onnx": "an ONNX file on --device mps: expected an onnxruntime with", "pt2": "an export on --device mps"}
+    with pytest.raises(InputError, match=f"cannot verify {message[to]}"):
+        export_run(run, to, tmp_path / f"other.{to}", device="mps")
+    assert not (tmp_path / f"other.{to}").exists()
+
+
+def test_weights_for_a_library_are_not_run(run, tmp_path):
+    with pytest.raises(InputError, match="cannot use --device with --to timm: expected onnx or pt2, .* Drop --device."):
+        export_run(run, "timm", tmp_path / "timm", device="cpu")
+
+
 def test_an_onnx_file_of_a_run_gives_the_probabilities_of_predict(run, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     path = export_run(run, output=tmp_path / "m.onnx").paths[0]

@@ -12,10 +12,13 @@ import skipway as sw
 from skipway.errors import InputError
 from skipway.kernels import batchnorm
 from skipway.kernels.batchnorm import BATCH_NORM as NORM
+from skipway.kernels.build import has_openmp
 from skipway.kernels.conv import CONV
 from skipway.kernels.layer_dispatch import kernel_status
 
-needs_compiler = pytest.mark.skipif(kernel_status() != "on", reason=f"kernels are {kernel_status()}")
+needs_compiler = pytest.mark.skipif(
+    not has_openmp() or kernel_status() != "on", reason=f"kernels are {kernel_status()}"
+)
 
 
 @pytest.fixture(autouse=True)

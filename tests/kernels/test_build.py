@@ -51,6 +51,7 @@ def test_another_source_is_another_library(source):
 
 
 @needs_compiler
+@pytest.mark.skipif(not build.has_openmp(), reason="no OpenMP")
 def test_threads_are_those_of_torch(source):
     source.write_text("#include <omp.h>\nint most(void) { return omp_get_max_threads(); }\n")
     code = (
@@ -73,7 +74,7 @@ def test_threads_are_those_of_torch(source):
         ("another owner", "cache/skipway belongs to another user"),
         ("linked folder", "cache/skipway is a link"),
         ("bad command", "the environment variable CC is not a valid command: No closing quotation"),
-        ("elsewhere", "no C kernels on darwin"),
+        ("elsewhere", "no C kernels on win32"),
     ],
 )
 def test_without_a_library_there_is_none_and_the_reason_is_the_true_one(source, monkeypatch, broken, reason):
@@ -100,9 +101,19 @@ def test_without_a_library_there_is_none_and_the_reason_is_the_true_one(source, 
     elif broken == "bad command":
         monkeypatch.setenv("CC", "gcc '-DX=1")
     else:
-        monkeypatch.setattr(build.sys, "platform", "darwin")
+        monkeypatch.setattr(build.sys, "platform", "win32")
     assert build.library(source) is None
     assert re.search(reason, build.missing_reason(source)) and bool(reason) == bool(build.missing_reason(source))
+
+
+@pytest.mark.parametrize(
+    ("machine", "processor"), [("arm64", "-mcpu=apple-m1"), ("x86_64", "-march=native")], ids=["arm", "intel"]
+)
+def test_the_options_of_macos_have_no_openmp(monkeypatch, machine, processor):
+    monkeypatch.setattr(build.sys, "platform", "darwin")
+    monkeypatch.setattr(build.platform, "machine", lambda: machine)
+    compile_flags, link_flags = build._flags()
+    assert processor in compile_flags and "-fopenmp" not in compile_flags and link_flags == ("-dynamiclib",)
 
 
 @needs_compiler

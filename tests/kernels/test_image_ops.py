@@ -1,11 +1,16 @@
 """Zooming by C gives Pillow's bytes, and normalising by C gives torch's numbers."""
 
+import os
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from skipway.kernels import build
 from skipway.kernels import image_ops as home
 from skipway.kernels.image_ops import NORMALIZE, ZOOM
 
@@ -51,6 +56,47 @@ def test_deep_images_are_zoomed_with_all_their_bits(channels):
     assert zoomed.dtype == np.uint16 and np.array_equal(zoomed[1], pixels[0])
     narrow = ZOOM((pixels >> 8).astype(np.uint8), rows, boxes, flips, 14)
     assert np.abs(zoomed / 256 - narrow - 0.5).max() < 1.6
+
+
+@pytest.fixture
+def library_of_macos(tmp_path, monkeypatch):
+    """The library as macOS builds it, without OpenMP, from the compiler here, whose linker has another option."""
+    fcntl = pytest.importorskip("fcntl")
+    compiler = tmp_path / "cc"
+    words = 'for word; do shift; [ "$word" = -dynamiclib ] && word=-shared; set -- "$@" "$word"; done'
+    compiler.write_text(f'#!/bin/sh\n{words}\nexec {" ".join(build._compiler())} "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")  # its options are those of every compiler
+
+    def path_of(descriptor, request, buffer):
+        return os.readlink(f"/proc/self/fd/{descriptor}").encode().ljust(len(buffer), b"\0")
+
+    monkeypatch.setattr(fcntl, "F_GETPATH", 50, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", path_of)
+    monkeypatch.setattr(build.sys, "platform", "darwin")
+    build.library.cache_clear()
+    library = home._library.__wrapped__()
+    assert library is not None, build.missing_reason(Path(home.__file__).with_name("image_ops.c"))
+    monkeypatch.setattr(home, "_library", lambda: library)
+    yield library
+    build.library.cache_clear()
+
+
+@needs_compiler
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the fake of macOS reads /proc")
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_without_openmp_the_bytes_are_the_same(library_of_macos, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    random = np.random.default_rng(0)
+    pixels, rows = random.integers(0, 256, (4, 30, 30, 3), np.uint8), random.integers(0, 4, 5)
+    boxes = np.array([[0, 0, 30, 30], [1.5, 2, 11, 13], [3, 3, 29, 9], [0, 8, 30, 30], [7, 7, 8, 8]], np.float32)
+    request = pixels, rows, boxes, random.random(5) < 0.5, 12
+    assert np.array_equal(ZOOM.fast(*request), ZOOM.plain(*request))
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    factor, offset = torch.rand(1, 3, 1, 1), torch.rand(1, 3, 1, 1)
+    assert torch.equal(NORMALIZE.fast(x, factor, offset), NORMALIZE.plain(x, factor, offset))
 
 
 @needs_compiler

@@ -2,13 +2,16 @@
 
 from contextlib import suppress
 
+import numpy as np
 import pytest
 import torch
 from fake_gpu import fake_gpu
 from small_runs import StopAt
 from tiny_training import Feed, network, plain_network, run, same, settings
 
+from skipway.data.image_spec import Spec
 from skipway.errors import Interrupted, NotFiniteError
+from skipway.models.network_outputs import pixel_outputs
 from skipway.training.loop import fit
 from skipway.training.metrics import score
 from skipway.training.precision import without_tf32
@@ -106,7 +109,7 @@ def test_the_scale_is_that_of_the_checkpoint():
         assert second.scaler.state_dict() == first.scaler.state_dict()
 
 
-def test_evaluation_is_without_tf32():
+def test_evaluation_and_prediction_are_without_tf32():
     seen = []
 
     class Watched(torch.nn.Flatten):
@@ -117,7 +120,10 @@ def test_evaluation_is_without_tf32():
     before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
     trainer = Trainer(torch.nn.Sequential(Watched(), torch.nn.Linear(36, 3)), settings())
     score(trainer.network, Feed(10, 5), trainer.task, autocast=trainer.autocast, device=trainer.device)
-    assert set(seen) == {("ieee", "ieee")}
+    count = len(seen)
+    spec = Spec(1, 6, 6, (0.5,), (0.25,), ("a", "b", "c"))
+    pixel_outputs(trainer.network, spec, [np.zeros((6, 6, 1), np.uint8)])
+    assert set(seen) == {("ieee", "ieee")} and len(seen) > count
     assert before == (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision)
     with pytest.raises(KeyError), without_tf32():
         raise KeyError

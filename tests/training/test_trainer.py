@@ -113,6 +113,22 @@ def test_a_gpu_that_the_process_has_not_used_stays_unused(monkeypatch):
     assert seeds == [11, 5, 11]
 
 
+@pytest.mark.parametrize(("kind", "is_used"), [("xpu", True), ("xpu", False), ("mps", True)])
+def test_generators_of_other_accelerators_are_restored_if_they_are_in_use(kind, is_used, monkeypatch):
+    module, calls = torch.get_device_module(kind), []
+    monkeypatch.setattr(module, "is_available", lambda: True)
+    monkeypatch.setattr(module, "device_count", lambda: 1)
+    monkeypatch.setattr(module, "get_rng_state", lambda device: "state")
+    monkeypatch.setattr(module, "set_rng_state", lambda state, device: calls.append((state, device)))
+    if kind == "xpu":
+        monkeypatch.setattr(module, "is_initialized", lambda: is_used)
+        monkeypatch.setattr(module, "manual_seed_all", calls.append)
+    seed = torch.initial_seed()
+    with preserve_global_state():
+        pass
+    assert calls == ([("state", 0)] if is_used else [seed])
+
+
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_tensors_of_another_dtype_are_not_restored(ema):
     trainer = Trainer(network(), settings(ema=ema))

@@ -16,7 +16,14 @@ from skipway.data.images.device_copy import to_device
 from skipway.data.images.stored_pixels import Pixels, StoredPixels
 from skipway.data.value_range import LEVEL_STEP
 
-__all__ = ["as_torch_pixels", "augment_on_device", "center_crop_on_device", "crops_to_device", "pixels_on_device"]
+__all__ = [
+    "as_torch_pixels",
+    "augment_on_device",
+    "center_crop_on_device",
+    "crops_to_device",
+    "pixels_on_device",
+    "resident_lines",
+]
 
 _SHARE = 0.25  # of the free device memory that the images of a run may take; training needs the rest
 _CHUNK = 64_000_000  # bytes of images per copy
@@ -46,6 +53,20 @@ def pixels_on_device(pixels: Pixels, device: torch.device | str) -> Tensor | Non
         part = np.array(pixels[begin : begin + rows])  # a copy, because torch warns of read-only files
         copied[begin : begin + rows].copy_(torch.from_numpy(as_torch_pixels(part)))
     return copied
+
+
+def resident_lines(resident: Tensor | None, device: torch.device | str) -> list[str]:
+    """Return the console line about images in the memory of a CUDA device, or about copies of each batch.
+
+    Args:
+        resident: result of `pixels_on_device`.
+        device: device of the run; none is returned for other devices than CUDA.
+    """
+    if torch.device(device).type != "cuda":
+        return []
+    if resident is None:
+        return [f"  each batch is copied to {device} while the one before it is computed"]
+    return [f"  all images are kept on {device} ({resident.nbytes / 1e6:,.0f} MB)"]
 
 
 def crops_to_device(crops: Crops, device: torch.device | str) -> Crops:
