@@ -33,7 +33,7 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.head import require_classes
 from skipway.models.network import Network
-from skipway.models.network_outputs import batch_size_for, count_views, with_views
+from skipway.models.network_outputs import batch_size_for, count_views, describe_views, with_views
 from skipway.runs.open_recipe_data import open_recipe_data
 from skipway.runs.read_options import recipe_for_reading
 from skipway.runs.recipe import Recipe
@@ -155,10 +155,14 @@ def _evaluate(
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} while evaluating. Run it again.")
 
+    views = count_views(spec, method.tta)
+    for line in describe_views(views):
+        console.print(line)
     device = next(network.parameters()).device
     if chosen is not None and (device.type == "cpu" or not is_open):
-        inputs = len(rows) * count_views(spec, method.tta)
-        network = with_fastest_engine(network, *chosen, inputs=inputs, run=run_path, console=console, stop=stop)
+        network = with_fastest_engine(
+            network, *chosen, inputs=len(rows) * views, run=run_path, console=console, stop=stop
+        )
     model = with_views(network, spec, method.tta)
     scores = score(model, batches, task_of(spec), autocast=nullcontext, device=device, poll=poll)
     trained = _trained_digests(run_path)

@@ -22,7 +22,14 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.head import require_classes
 from skipway.models.network import Network
-from skipway.models.network_outputs import as_table, batch_size_for, count_views, pixel_outputs, row_outputs
+from skipway.models.network_outputs import (
+    as_table,
+    batch_size_for,
+    count_views,
+    describe_views,
+    pixel_outputs,
+    row_outputs,
+)
 from skipway.utils.console import Console
 from skipway.utils.format_text import count_of
 from skipway.utils.stop_signals import StopFlag
@@ -94,15 +101,18 @@ def predict(
     if isinstance(network.spec, TableSpec):
         return _predict_tables(network, sources, top, console, layout)
     inputs = list_image_inputs(sources, network.require_image_spec(), console, layout)
+    views = count_views(network.spec, tta)
     network = with_fastest_engine(
         network,
         engine,
         precision,
-        inputs=len(inputs) * count_views(network.spec, tta),
+        inputs=len(inputs) * views,
         run=None if isinstance(run, Network) else Path(run),
         console=console,
         stop=stop,
     )
+    for line in describe_views(views):
+        console.print(line)
     predictions: list[Prediction] = []
     notes: dict[str, list[str]] = {}
     bar = console.bar("predicting", len(inputs))

@@ -37,6 +37,7 @@ __all__ = [
     "as_table",
     "batch_size_for",
     "count_views",
+    "describe_views",
     "holds_many",
     "image_outputs",
     "pixel_outputs",
@@ -165,6 +166,11 @@ def count_views(spec: Spec | TableSpec | None, tta: bool | None = None) -> int:
     """Return the number of views that `with_views` averages over: 1 for a single one."""
     is_averaged = isinstance(spec, Spec) and (spec.tta if tta is None else tta)
     return num_tta_views(spec.size, spec.mirrored) if isinstance(spec, Spec) and is_averaged else 1
+
+
+def describe_views(views: int) -> list[str]:
+    """Return the console line about predictions that are the mean over several views; none for a single view."""
+    return [f"predictions: mean over {views} views of each image"] if views > 1 else []
 
 
 def _views(x: Tensor | ImageRows, mirrored: bool) -> list[Any]:

@@ -11,6 +11,7 @@ with a time limit, the rules are these. Their measurements are in benchmarks/res
 """
 
 from dataclasses import replace
+from functools import partial
 
 from skipway.data.images.choose_decode_settings import SMALL
 from skipway.data.images.crop_zoom_flip import num_tta_views
@@ -32,6 +33,7 @@ _MOST_VALIDATION = 2_000
 _VIEWS_SHARE = 0.1
 _SIZES = range(17, 41)  # pixels; the default network of smaller images is another one
 _MANY = 20_000  # training images
+_MEASURED_BATCH = 32  # images; larger batches are up to a fifth faster, but measuring them takes seconds
 _FORWARD = 1 / 3  # share of the forward pass in a training step
 
 
@@ -48,7 +50,7 @@ def recipe_by_clock(recipe: Recipe, source: Source, settings: DecodeSettings, *,
         return recipe
     if settings.size > SMALL:
         return replace(recipe, img_size=_image_sizes(recipe, source, settings))
-    is_many_small = settings.size in _SIZES and source.count("train") >= _MANY
+    is_many_small = settings.size in _SIZES and source.count("train") >= _MANY and source.task != "regression"
     if recipe.time_limit is None or epochs_given or not is_many_small:
         return recipe
     return _for_many_small_images(recipe, source, settings, _seconds(recipe.time_limit, source, settings))
@@ -71,21 +73,32 @@ def _image_sizes(recipe: Recipe, source: Source, settings: DecodeSettings) -> st
 
 def _for_many_small_images(recipe: Recipe, source: Source, settings: DecodeSettings, seconds: float) -> Recipe:
     """Return a recipe with the network, the validation images and the test-time augmentation that the time allows."""
-    count, held_out = source.count("train"), source.count("val")
-    is_split_open = not held_out and recipe.folds is None and "val_fraction" not in recipe.changed()
-    if is_split_open and source.count("test") and count * recipe.val_fraction > _MOST_VALIDATION:
-        recipe = replace(recipe, val_fraction=_MOST_VALIDATION / count)
-    held_out = held_out or min(round(count * recipe.val_fraction), 5_000)
-    evaluated = num_tta_views(settings.size, mirrored=True) * (held_out + source.count("test"))
-    device = device_for(recipe.device)
-    precision = precision_for(recipe, device, is_table=False)
-    shape, views = (settings.channels, settings.size, settings.size), recipe.tta is not False
-    for name, options in ((WIDE_NETWORK, {}), auto_model(settings.size, count)):
-        per_image = step_seconds_of(name, options, shape=shape, device=device, precision=precision)
-        evaluation = evaluated * _FORWARD * per_image
-        views = recipe.tta is not False and evaluation <= _VIEWS_SHARE * seconds
-        training = seconds - evaluation * (views or recipe.tta is True)
-        if name == WIDE_NETWORK and training >= _WIDE_EPOCHS * count * per_image:
-            recipe = replace(recipe, model=WIDE_NETWORK)
-            break
-    return replace(recipe, tta=True) if views else recipe
+    count, device = source.count("train"), device_for(recipe.device)
+    recipe = _with_few_validation_images(recipe, source)
+    held_out = 0 if source.count("val") else min(round(count * recipe.val_fraction), 5_000)
+    images = held_out + source.count("val") + source.count("test")
+    # The images that training steps could process in the time of the final evaluation.
+    evaluated = num_tta_views(settings.size, mirrored=True) * images * _FORWARD
+    seconds_of = partial(
+        step_seconds_of,
+        shape=(_MEASURED_BATCH, settings.channels, settings.size, settings.size),
+        device=device,
+        precision=precision_for(recipe, device, is_table=False),
+    )
+    per_image = seconds_of(WIDE_NETWORK, {})
+    if (evaluated + _WIDE_EPOCHS * (count - held_out)) * per_image <= seconds:
+        recipe = replace(recipe, model=WIDE_NETWORK)
+    else:
+        per_image = seconds_of(*auto_model(settings.size, count))
+    if recipe.tta is None and evaluated * per_image <= _VIEWS_SHARE * seconds:
+        recipe = replace(recipe, tta=True)
+    return recipe
+
+
+def _with_few_validation_images(recipe: Recipe, source: Source) -> Recipe:
+    """Return a recipe that holds out `_MOST_VALIDATION` images at most, if there are test images too."""
+    count = source.count("train")
+    is_open = recipe.folds is None and "val_fraction" not in recipe.changed() and not source.count("val")
+    if is_open and source.count("test") and count * recipe.val_fraction > _MOST_VALIDATION:
+        return replace(recipe, val_fraction=_MOST_VALIDATION / count)
+    return recipe

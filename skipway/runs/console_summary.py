@@ -7,7 +7,7 @@ import torch
 
 from skipway.errors import printable
 from skipway.models.network import Network
-from skipway.models.network_outputs import count_views
+from skipway.models.network_outputs import count_views, describe_views
 from skipway.report.headline import baseline_lead, evaluation_note, kept_epoch
 from skipway.runs.datamodule import DataModule
 from skipway.runs.head_phase import HEAD_FITS
@@ -61,8 +61,7 @@ def introduction(
     ]
     if datamodule.noun == "images" and (settings.head != "regression" or settings.epochs > 1):
         lines.append(f"augmentation: {datamodule.describe_augmentation()}")
-    if (views := count_views(network.spec)) > 1:
-        lines.append(f"predictions: mean over {views} views of each image")
+    lines += describe_views(count_views(network.spec))
     threads = torch.get_num_threads()
     lines.append(f"device: {settings.device}, {settings.precision}, {count_of(threads, 'CPU thread')}")
     if datamodule.recipe.deterministic:

@@ -58,24 +58,25 @@ def quick_step_seconds(device: str, precision: str) -> float:
         precision: "bf16" or "fp32".
     """
     name, options = auto_model(_UNIT_SIZE, 1)
-    return step_seconds_of(name, options, shape=(3, _UNIT_SIZE, _UNIT_SIZE), device=device, precision=precision)
+    shape = (_UNIT_BATCH, 3, _UNIT_SIZE, _UNIT_SIZE)
+    return step_seconds_of(name, options, shape=shape, device=device, precision=precision)
 
 
 def step_seconds_of(
-    name: str, options: dict[str, Any], *, shape: tuple[int, int, int], device: str, precision: str
+    name: str, options: dict[str, Any], *, shape: tuple[int, int, int, int], device: str, precision: str
 ) -> float:
     """Measure the seconds of a training step of a network per image on this machine.
 
     Args:
         name: name of the network.
         options: its other options.
-        shape: (C, H, W) of an image.
+        shape: (B, C, H, W) of a batch.
         device: "cpu", or an accelerator such as "cuda".
         precision: "bf16", "fp16" or "fp32".
     """
     with torch.random.fork_rng(devices=[]):  # the measurement must not change the run's random numbers
-        network = create_model(name, in_chans=shape[0], **options).to(device)
-    x = torch.zeros(_UNIT_BATCH, *shape, device=device).to(memory_format=torch.channels_last)
+        network = create_model(name, in_chans=shape[1], **options).to(device)
+    x = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
     return max(collectives.all_gather(step_seconds(list(network), x, precision)))
 
 

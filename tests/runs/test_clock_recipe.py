@@ -29,9 +29,9 @@ def paced(monkeypatch):
     monkeypatch.setattr(clock_recipe, "decoding_seconds", lambda source, settings: 0.0)
 
 
-def decided(counts=CIFAR, size=32, *, epochs_given=False, **options):
+def decided(counts=CIFAR, size=32, *, task="classification", epochs_given=False, **options):
     """The options that the clock changes."""
-    recipe, source = Recipe(**options), SimpleNamespace(count=lambda split: counts.get(split, 0))
+    recipe, source = Recipe(**options), SimpleNamespace(count=lambda split: counts.get(split, 0), task=task)
     settings = SimpleNamespace(size=size, channels=3)
     clocked = recipe_by_clock(recipe, source, settings, epochs_given=epochs_given).changed()
     return {name: value for name, value in clocked.items() if name not in options}
@@ -67,6 +67,7 @@ def test_validation_images_are_not_fewer_if_they_alone_evaluate_the_model():
 
 def test_fewer_smaller_or_larger_images_follow_other_rules():
     assert decided({**CIFAR, "train": 19_999}, time_limit=900.0) == {}
+    assert decided(task="regression", time_limit=900.0) == {}
     assert decided(size=16, time_limit=900.0) == decided(size=41, time_limit=900.0) == {}
     assert decided(size=SMALL + 1, time_limit=900.0) == {"img_size": "48:96"}
 
@@ -93,18 +94,27 @@ def test_the_model_carries_its_views_into_evaluation_and_prediction(many, tmp_pa
     assert "predictions: mean over 6 views of each image" in words and "by the mean over 6 views" in words
     assert run.metrics["evaluated_by"]["views"] == 6
 
-    evaluation = sw.evaluate(run.path, many)
+    assert "by the mean over 6 views of each image with the weights of the last" in (
+        (run.path / "report.html").read_text(encoding="utf-8")
+    )
+
+    words = Words()
+    evaluation = sw.evaluate(run.path, many, console=words)
+    assert "predictions: mean over 6 views of each image" in words
     assert (evaluation.split, evaluation.accuracy) == ("test", run.metrics["test_accuracy"])
     assert evaluation.metrics["loss"] == pytest.approx(run.metrics["test_loss"], rel=1e-6)
     files = sorted((many / "test").rglob("*.png"))
-    predicted = [p.top[0][0] for p in sw.predict(run.path, files)]
+    words = Words()
+    predicted = [p.top[0][0] for p in sw.predict(run.path, files, console=words)]
+    assert "predictions: mean over 6 views of each image" in words
     assert np.mean([name == file.parent.name for name, file in zip(predicted, files, strict=True)]) == (
         pytest.approx(run.metrics["test_accuracy"])
     )
     with open(run.path / "predictions.csv", encoding="utf-8", newline="") as file:
         assert sorted(predicted) == sorted(row["predicted"] for row in csv.DictReader(file))
-    one_view = sw.evaluate(run.path, many, tta=False)
-    assert one_view.metrics["loss"] != evaluation.metrics["loss"]
+    words = Words()
+    one_view = sw.evaluate(run.path, many, tta=False, console=words)
+    assert "views" not in words and one_view.metrics["loss"] != evaluation.metrics["loss"]
 
     again = dry_run(many, **options).as_dict()
     assert (again["model"], again["val_fraction"], again["tta"]) == (WIDE_NETWORK, 0.1, True)
