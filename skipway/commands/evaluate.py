@@ -160,9 +160,8 @@ def _evaluate(
         console.print(line)
     device = next(network.parameters()).device
     if chosen is not None and (device.type == "cpu" or not is_open):
-        network = with_fastest_engine(
-            network, *chosen, inputs=len(rows) * views, run=run_path, console=console, stop=stop
-        )
+        inputs = len(rows) * views
+        network = with_fastest_engine(network, *chosen, inputs=inputs, run=run_path, console=console, stop=stop)
     model = with_views(network, spec, method.tta)
     scores = score(model, batches, task_of(spec), autocast=nullcontext, device=device, poll=poll)
     trained = _trained_digests(run_path)
