@@ -28,9 +28,10 @@ _NO_LAYOUT_FLAGS = LayoutFlags()
 
 # Options that predict and evaluate share.
 Views = Annotated[
-    bool,
-    switch(
-        help="Test-time augmentation: mean over shifted and, if harmless, mirrored views.",
+    bool | None,
+    Parameter(
+        help="Test-time augmentation: mean over shifted and, if harmless, mirrored views. [default: that of the model]",
+        show_default=False,
     ),
 ]
 Engine = Annotated[
@@ -47,7 +48,7 @@ class Computation:
     """Options on how outputs are computed that predict and evaluate share."""
 
     device: Annotated[str, Parameter(help="Compute device: auto, cpu, cuda, cuda:1, xpu or mps.")] = "auto"
-    tta: Views = False
+    tta: Views = None
 
 
 _DEFAULT_COMPUTATION = Computation()

@@ -33,7 +33,7 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.head import require_classes
 from skipway.models.network import Network
-from skipway.models.network_outputs import average_views, batch_size_for
+from skipway.models.network_outputs import batch_size_for, count_views, describe_views, with_views
 from skipway.runs.open_recipe_data import open_recipe_data
 from skipway.runs.read_options import recipe_for_reading
 from skipway.runs.recipe import Recipe
@@ -56,7 +56,7 @@ def evaluate(
     y: Any = None,
     *,
     split: str | None = None,
-    tta: bool = False,
+    tta: bool | None = None,
     engine: str = "auto",
     precision: str = "auto",
     device: str = "auto",
@@ -75,7 +75,8 @@ def evaluate(
         y: targets of objects, one per sample; None if they are part of `data`.
         split: "train", "val" or "test". The default is test if it exists, else val, else train. All samples of a
             dataset without splits are evaluated as "all".
-        tta: average the outputs over several views of each image (test-time augmentation).
+        tta: average the outputs over several views of each image (test-time augmentation). The default is that of the
+            model, which its run set.
         engine: inference engine: "auto", "torch" or "openvino".
         precision: "auto", "fp32", "bf16" or "int8".
         device: "auto", "cpu", "cuda", "cuda:1", "xpu" or "mps". "auto" leaves a network where it is, and uses an
@@ -155,10 +156,13 @@ def _evaluate(
         if stop.requested:
             raise Interrupted(f"stopped by {stop.name} while evaluating. Run it again.")
 
+    views = count_views(spec, method.tta)
+    for line in describe_views(views):
+        console.print(line)
     if chosen is not None and (device.type == "cpu" or not is_open):
-        inputs = len(rows)
+        inputs = len(rows) * views
         network = with_fastest_engine(network, *chosen, inputs=inputs, run=run_path, console=console, stop=stop)
-    model = average_views(network, network.require_image_spec()) if method.tta else network
+    model = with_views(network, spec, method.tta)
     scores = score(model, batches, task_of(spec), autocast=nullcontext, device=device, poll=poll)
     trained = _trained_digests(run_path)
     return evaluation_of(
@@ -180,7 +184,7 @@ class _Method:
     device: str
     engine: str
     precision: str
-    tta: bool
+    tta: bool | None
 
 
 def _run_folder(run: Path) -> Path:

@@ -18,7 +18,7 @@ from skipway.models import registry
 from skipway.models.head import require_classes
 from skipway.models.load_model import load
 from skipway.models.network import Network
-from skipway.models.network_outputs import refuse_columns
+from skipway.models.network_outputs import count_views, refuse_columns
 from skipway.models.pretrained_config import CROP_MODES
 from skipway.runs.resume import find_data
 from skipway.runs.run_folder import read_recipe
@@ -86,7 +86,7 @@ class ExportedFiles:
         paths: written files.
         check: largest difference from the outputs of torch, if it was measured.
         num_images: images of the run used for the check; 0 for random inputs.
-        note: how to convert the outputs, for a library that does not.
+        note: how to convert the outputs, for a library that does not, and how they differ from those of `predict`.
     """
 
     paths: list[Path]
@@ -159,7 +159,7 @@ def export_run(
     make_folder(target.parent)
     write = onnx if to == "onnx" else program
     check = write(network, target, raw=raw, check=images or None, device="cpu" if device == "auto" else device)
-    return ExportedFiles([check.path], check, len(images))
+    return ExportedFiles([check.path], check, len(images), note=_views_note(network))
 
 
 def _images_of_run(run: Path) -> list[Path]:
@@ -201,7 +201,16 @@ def _export_to_library(network: Network, library: str, source: Path, folder: Pat
     make_folder(folder)
     write_file(paths[1], json.dumps(config, indent=2).encode())
     write_file(paths[0], safetensors.torch.save(state, {"format": "pt"}))
-    return ExportedFiles(paths, note=_CONVERSIONS.get(spec.task, "") if network.plan["num_classes"] else "")
+    notes = (_CONVERSIONS.get(spec.task, ""), _views_note(network)) if network.plan["num_classes"] else ()
+    return ExportedFiles(paths, note="\n".join(filter(None, notes)))
+
+
+def _views_note(network: Network) -> str:
+    """Return how the outputs differ from those of `predict` if that averages over views, else an empty text."""
+    views = count_views(network.spec)
+    if views == 1:
+        return ""
+    return f"outputs: those of one view; skipway predict returns the mean over {views} views (one with --no-tta)"
 
 
 def _config_of_export(path: Path) -> dict[str, Any]:

@@ -22,7 +22,14 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.errors import InputError, Interrupted, printable
 from skipway.models.head import require_classes
 from skipway.models.network import Network
-from skipway.models.network_outputs import as_table, batch_size_for, pixel_outputs, row_outputs
+from skipway.models.network_outputs import (
+    as_table,
+    batch_size_for,
+    count_views,
+    describe_views,
+    pixel_outputs,
+    row_outputs,
+)
 from skipway.utils.console import Console
 from skipway.utils.format_text import count_of
 from skipway.utils.stop_signals import StopFlag
@@ -37,7 +44,7 @@ def predict(
     sources: Any,
     *,
     top: int = 3,
-    tta: bool = False,
+    tta: bool | None = None,
     engine: str = "auto",
     precision: str = "auto",
     device: str = "auto",
@@ -57,7 +64,8 @@ def predict(
             name images; for a table model, table files or DataFrames. A folder includes its images at any depth.
         top: number of most likely classes or labels in `Prediction.top`. `Prediction.labels` of a multilabel model has
             all labels whose probability reaches their threshold.
-        tta: average the outputs over several views of each image (test-time augmentation).
+        tta: average the outputs over several views of each image (test-time augmentation). The default is that of the
+            model, which its run set.
         engine: inference engine for image models: "torch" (fused, see `skipway.export.fuse`), "openvino", or "auto"
             (the installed engine that is fastest for this many images).
         precision: "fp32", "bf16", "int8" (calibrated on training images of the run), or "auto" (for classes and labels,
@@ -93,15 +101,18 @@ def predict(
     if isinstance(network.spec, TableSpec):
         return _predict_tables(network, sources, top, console, layout)
     inputs = list_image_inputs(sources, network.require_image_spec(), console, layout)
+    views = count_views(network.spec, tta)
     network = with_fastest_engine(
         network,
         engine,
         precision,
-        inputs=len(inputs),
+        inputs=len(inputs) * views,
         run=None if isinstance(run, Network) else Path(run),
         console=console,
         stop=stop,
     )
+    for line in describe_views(views):
+        console.print(line)
     predictions: list[Prediction] = []
     notes: dict[str, list[str]] = {}
     bar = console.bar("predicting", len(inputs))
@@ -138,7 +149,7 @@ def _predict_batch(
     network: Network,
     batch: list[tuple[PredictionInput, np.ndarray | InputError]],
     top: int,
-    tta: bool,
+    tta: bool | None,
     notes: dict[str, list[str]],
 ) -> Iterator[Prediction]:
     """Yield the predictions for a batch of images with their pixels, in order; `notes` are those of each image."""

@@ -22,7 +22,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 _INPUT_FIELDS = ("channels", "size", "presize", "mean", "std", "resize_mode", "interpolation", "mirrored")
-_DEEP_FIELDS = ("value_range",)  # absent from the files of models for images of 8 bits
+_OPTIONAL_FIELDS = ("value_range", "tta")  # absent from files if empty or False, as in those of older versions
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Spec(OutputSpec):
         resize_mode: "squash" ignores the aspect ratio, "crop" cuts the longer side, "pad" adds gray bars.
         interpolation: "bilinear" or "bicubic".
         mirrored: True if a horizontally flipped image keeps its class, so that test-time augmentation may flip.
+        tta: True if predictions are the mean over the views of `tta_views` (test-time augmentation).
         value_range: (low, high) of each channel, which deep images (16-bit, 32-bit or float) are scaled by, so that
             `low` becomes 0 and `high` becomes 1; empty for images of 8 bits.
         task, target_names, target_mean, target_std, thresholds, label_sep: see `OutputSpec`.
@@ -74,6 +75,7 @@ class Spec(OutputSpec):
     thresholds: tuple[float, ...] = ()
     label_sep: str = ""
     feature_columns: tuple[Column, ...] = ()
+    tta: bool = False
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -136,7 +138,7 @@ class Spec(OutputSpec):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as plain values that JSON can represent."""
-        names = (*_INPUT_FIELDS, *(_DEEP_FIELDS if self.value_range else ()))
+        names = (*_INPUT_FIELDS, *(name for name in _OPTIONAL_FIELDS if getattr(self, name)))
         inputs = {name: getattr(self, name) for name in names}
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in inputs.items()} | self.output_dict()
         if self.feature_columns:
@@ -169,7 +171,7 @@ class Spec(OutputSpec):
         older = {"interpolation": "bilinear", "mirrored": False}
         values = {**older, **values} if isinstance(values, dict) else {}
         expected = {*_INPUT_FIELDS, "class_names"}
-        if not expected <= set(values) <= expected | {*OUTPUT_FIELDS, *_DEEP_FIELDS, "feature_columns"}:
+        if not expected <= set(values) <= expected | {*OUTPUT_FIELDS, *_OPTIONAL_FIELDS, "feature_columns"}:
             raise InputError(
                 f"cannot read a Spec: expected the fields {', '.join(sorted(expected))}, got "
                 f"{', '.join(printable(name)[:40] for name in sorted(map(str, values))[:12]) or 'no fields'}. "
@@ -194,5 +196,6 @@ class Spec(OutputSpec):
             interpolation=cast(Interpolation, str(values["interpolation"])),
             mirrored=values["mirrored"] is True,
             value_range=values.get("value_range", ()),
+            tta=values.get("tta") is True,
             feature_columns=columns,
         )

@@ -178,12 +178,12 @@ class Network(TimmInterface):
         self._require_probabilities()
         return self._outputs(inputs)
 
-    def probabilities(self, pixels: Sequence[np.ndarray], tta: bool = False) -> np.ndarray:
+    def probabilities(self, pixels: Sequence[np.ndarray], tta: bool | None = None) -> np.ndarray:
         """Predict probabilities (N, K) of prepared images, as `predict_proba`.
 
         Args:
             pixels: images, each (S, S, C) uint8.
-            tta: average over several views of each image (test-time augmentation).
+            tta: average over several views of each image (test-time augmentation); None for the value of the Spec.
 
         Raises:
             InputError: the model is that of a regression, or of a table.
@@ -193,7 +193,7 @@ class Network(TimmInterface):
         self._require_probabilities()
         return self.pixel_outputs(pixels, tta)
 
-    def pixel_outputs(self, pixels: Sequence[np.ndarray], tta: bool = False) -> np.ndarray:
+    def pixel_outputs(self, pixels: Sequence[np.ndarray], tta: bool | None = None) -> np.ndarray:
         """Predict like `probabilities`; for regression, predict numbers (N, T) in the units of the targets."""
         spec = self.require_image_spec()
         require_classes(self.plan, "predict")

@@ -17,7 +17,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from skipway.data.image_spec import Spec
-from skipway.data.images.crop_zoom_flip import crop_offset, tta_views
+from skipway.data.images.crop_zoom_flip import crop_offset, num_tta_views, tta_views
 from skipway.data.images.image_rows import ImageRows
 from skipway.data.sources.decode import REPORTED_NOTES, BadImage, DecodedImage, decode, decode_array
 from skipway.data.sources.image_source import Content, read_content
@@ -37,7 +37,8 @@ from skipway.training.precision import without_tf32
 __all__ = [
     "as_table",
     "batch_size_for",
-    "average_views",
+    "count_views",
+    "describe_views",
     "holds_many",
     "image_outputs",
     "pixel_outputs",
@@ -45,6 +46,7 @@ __all__ = [
     "prepare_image",
     "require_finite",
     "row_outputs",
+    "with_views",
 ]
 
 _BATCH = 64
@@ -97,7 +99,7 @@ def pixel_outputs(
     pixels: Sequence[np.ndarray],
     *,
     rows: np.ndarray | None = None,
-    tta: bool = False,
+    tta: bool | None = None,
 ) -> np.ndarray:
     """Compute probabilities or numbers (N, K) of prepared images, see `OutputSpec.values`.
 
@@ -106,7 +108,7 @@ def pixel_outputs(
         spec: its Spec.
         pixels: images, each (S, S, C) uint8, uint16 of deep images, or levels in [0, 255].
         rows: (N, F + K) encoded feature columns of the images, for a model that has them.
-        tta: average over several views of each image.
+        tta: average over several views of each image; None for the value of the Spec.
 
     Returns:
         The values, NaN for an image with outputs that are not finite.
@@ -118,7 +120,7 @@ def pixel_outputs(
     device = parameter.device
     x = torch.from_numpy(levels_of(np.stack(pixels))).permute(0, 3, 1, 2).to(device).float()
     mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
-    model = average_views(network, spec) if tta else network
+    model = with_views(network, spec, tta)
     inputs: Any = ((x / 255 - mean) / std).to(parameter.dtype)
     if rows is not None:
         inputs = ImageRows(inputs, torch.from_numpy(rows).to(device))
@@ -149,9 +151,27 @@ def refuse_columns(spec: Spec, action: str, remedy: str) -> None:
         )
 
 
-def average_views(network: nn.Module, spec: Spec) -> Averaged:
-    """Wrap an image network to average its predictions over the views of `crop_zoom_flip.tta_views`."""
-    return Averaged(network, partial(_views, mirrored=spec.mirrored), spec.task)
+def with_views(network: nn.Module, spec: Spec, tta: bool | None = None) -> nn.Module:
+    """Wrap an image network to average its predictions over the views of `crop_zoom_flip.tta_views`, if asked to.
+
+    Args:
+        network: an image model.
+        spec: its Spec.
+        tta: average over the views; None for the value of the Spec.
+    """
+    is_averaged = spec.tta if tta is None else tta
+    return Averaged(network, partial(_views, mirrored=spec.mirrored), spec.task) if is_averaged else network
+
+
+def count_views(spec: Spec | TableSpec | None, tta: bool | None = None) -> int:
+    """Return the number of views that `with_views` averages over: 1 for a single one."""
+    is_averaged = isinstance(spec, Spec) and (spec.tta if tta is None else tta)
+    return num_tta_views(spec.size, spec.mirrored) if isinstance(spec, Spec) and is_averaged else 1
+
+
+def describe_views(views: int) -> list[str]:
+    """Return the console line about predictions that are the mean over several views; none for a single view."""
+    return [f"predictions: mean over {views} views of each image"] if views > 1 else []
 
 
 def _views(x: Tensor | ImageRows, mirrored: bool) -> list[Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
 from skipway.models.head import Scaled, classifier, pooled_channels, pooling
+from skipway.nn.activations import ACTIVATIONS, make_activation
 from skipway.nn.blocks import Layers, Step
 from skipway.nn.chain import Chain
 from skipway.nn.skip import Skip
@@ -25,6 +26,13 @@ __all__ = ["NETWORKS", "ResNet9Plan", "Whitening", "resnet9", "whiten"]
 NETWORKS: dict[str, dict[str, Any]] = {
     "resnet9": {"widths": (64, 128, 256, 512), "num_classes": 10},
     "resnet9m": {"widths": (24, 64, 256, 256), "layers": (1, 1, 1), "stem": "whitening", "num_classes": 10},
+    "resnet9m_gelu": {
+        "widths": (24, 64, 256, 256),
+        "layers": (1, 1, 1),
+        "stem": "whitening",
+        "activation": "gelu",
+        "num_classes": 10,
+    },
 }
 STEMS = ("small", "whitening")
 _MAX_CONVOLUTIONS = 1000  # a malicious plan must not fill the memory
@@ -87,6 +95,7 @@ class ResNet9Plan(Plan):
         stem: "small" (3x3 convolution) or "whitening" (fixed 2x2 filters that decorrelate the training images;
             `widths[0]` is not used).
         in_chans: channels of the images.
+        activation: "relu", "gelu" or another key of `ACTIVATIONS`.
         num_classes: number of outputs; 0 for no classifier, so that the outputs are the pooled features.
         global_pool: "avg", "max", "avgmax" (mean of both), "catavgmax" (both, concatenated), or "none" (returns the
             feature map; requires num_classes=0).
@@ -101,6 +110,7 @@ class ResNet9Plan(Plan):
     widths: tuple[int, ...] = (64, 128, 256, 512)
     layers: tuple[int, ...] = (2, 0, 2)
     stem: str = "small"
+    activation: str = "relu"
     in_chans: int = 3
     num_classes: int = 10
     global_pool: str = "max"
@@ -120,20 +130,21 @@ class ResNet9Plan(Plan):
                 f"resnet9: expected at most {_MAX_CONVOLUTIONS} convolutions, got {sum(self.layers) + len(self.layers)}"
                 " in its blocks and between them. Reduce layers."
             )
-        self._check_choices(stem=STEMS)
+        self._check_choices(stem=STEMS, activation=tuple(ACTIVATIONS))
 
 
 def resnet9(plan: ResNet9Plan) -> Chain:
     """Build the ResNet-9 of `plan` with random initial weights."""
     if plan.stem == "whitening":
         white = Whitening(plan.in_chans)
-        stem, channels = Chain(white=white, act=nn.ReLU(inplace=True)), white.out_channels
+        stem, channels = Chain(white=white, act=make_activation(plan.activation)), white.out_channels
     else:
-        stem, channels = _conv(plan.in_chans, plan.widths[0]), plan.widths[0]
+        stem, channels = _conv(plan.in_chans, plan.widths[0], plan.activation), plan.widths[0]
     stages: dict[str, nn.Module] = {}
     for index, (width, count) in enumerate(zip(plan.widths[1:], plan.layers, strict=True)):
-        body: dict[str, nn.Module] = {"skip": Skip([_conv(width, width) for _ in range(count)])} if count else {}
-        stages[f"stage{index + 1}"] = Chain(down=_down(channels, width), **body)
+        inner = [_conv(width, width, plan.activation) for _ in range(count)]
+        body: dict[str, nn.Module] = {"skip": Skip(inner)} if count else {}
+        stages[f"stage{index + 1}"] = Chain(down=_down(channels, width, plan.activation), **body)
         channels = width
     features = pooled_channels(channels, plan.global_pool)
     return Chain(
@@ -145,16 +156,18 @@ def resnet9(plan: ResNet9Plan) -> Chain:
     )
 
 
-def _conv(in_channels: int, out_channels: int) -> Chain:
-    return Chain(conv=_partial_identity(in_channels, out_channels), norm=_norm(out_channels), act=nn.ReLU(inplace=True))
+def _conv(in_channels: int, out_channels: int, activation: str) -> Chain:
+    return Chain(
+        conv=_partial_identity(in_channels, out_channels), norm=_norm(out_channels), act=make_activation(activation)
+    )
 
 
-def _down(in_channels: int, out_channels: int) -> Chain:
+def _down(in_channels: int, out_channels: int, activation: str) -> Chain:
     return Chain(
         conv=_partial_identity(in_channels, out_channels),
         pool=nn.MaxPool2d(2),
         norm=_norm(out_channels),
-        act=nn.ReLU(inplace=True),
+        act=make_activation(activation),
     )
 
 

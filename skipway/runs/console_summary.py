@@ -7,6 +7,7 @@ import torch
 
 from skipway.errors import printable
 from skipway.models.network import Network
+from skipway.models.network_outputs import count_views, describe_views
 from skipway.report.headline import baseline_lead, ensemble_note, evaluation_note, kept_epoch
 from skipway.runs.datamodule import DataModule
 from skipway.runs.head_phase import HEAD_FITS
@@ -60,6 +61,7 @@ def introduction(
     ]
     if datamodule.noun == "images" and (settings.head != "regression" or settings.epochs > 1):
         lines.append(f"augmentation: {datamodule.describe_augmentation()}")
+    lines += describe_views(count_views(network.spec))
     threads = torch.get_num_threads()
     lines.append(f"device: {settings.device}, {settings.precision}, {count_of(threads, 'CPU thread')}")
     if datamodule.recipe.deterministic:
@@ -131,7 +133,7 @@ def verdict(metrics: dict[str, Any], metric: str, datamodule: DataModule, *, fol
         report: HTML report of the run.
     """
     noun = datamodule.noun
-    evaluated = metrics["evaluated_by"]["precision"]
+    evaluated = metrics["evaluated_by"]
     offer = "" if datamodule.recipe.fold is not None else offer_folds(metrics["data"], noun)
     splits = [split for split in ("val", "test") if f"{split}_{metric}" in metrics]
     lines = [
@@ -141,7 +143,12 @@ def verdict(metrics: dict[str, Any], metric: str, datamodule: DataModule, *, fol
         f"ensemble: {in_sentence(blend)}" if (blend := ensemble_note(metrics, metric)) else "",
         f"{lead.kind}: {in_sentence(lead.text)}" if (lead := baseline_lead(metrics, metric)) else "",
         f"note: {in_sentence(note)}" if (note := evaluation_note(metrics)) else "",
-        describe_precision(metrics["resolved"]["precision"], evaluated, views=datamodule.recipe.tta),
+        describe_precision(
+            metrics["resolved"]["precision"],
+            evaluated["precision"],
+            views=evaluated["views"],
+            epoch=kept_epoch(metrics),
+        ),
         f"report: {report}",
         f"weights: {folder}/weights/best.safetensors",
         offer,

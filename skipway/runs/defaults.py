@@ -13,7 +13,7 @@ from skipway.errors import InputError
 from skipway.runs.recipe import Recipe
 from skipway.runs.small_sets import FEW_IMAGES, small_batch_size
 from skipway.training.compiled_model import compile_obstacle
-from skipway.training.trainer import Settings
+from skipway.training.trainer import KeptEpoch, Settings
 from skipway.utils.devices import device_for, device_kind, device_name, has_bf16, has_fp16
 
 __all__ = [
@@ -52,11 +52,19 @@ class FamilyDefaults:
 
 @dataclass(frozen=True)
 class TargetCounts:
-    """Task of a run, the number of its training samples, and how many have each class or label (none: regression)."""
+    """Task of a run and counts of its samples.
+
+    Attributes:
+        task: task of the run.
+        count: number of training samples.
+        of_classes: number of training samples with each class or label; empty for a regression.
+        validation: number of validation samples.
+    """
 
     task: TaskName = "classification"
     count: int = 0
     of_classes: tuple[int, ...] = ()
+    validation: int = 0
 
     def loss_weights(self) -> tuple[float, ...]:
         """Return the weights of the loss that balance the classes, or the samples with and without each label."""
@@ -112,6 +120,9 @@ _ROWS_PER_PIECE = 20
 _ALL_PIECES = 1024  # of all numbers of a table
 _TABLE_STEPS = 600
 _SMALL_SET = 5_000  # training samples
+_MANY = 20_000  # training images
+_SMALL_SHARE = 0.05  # of the training images
+_DECAYING = ("one-cycle", "cosine")  # schedules that end at a rate of 0
 _MOST_POSITIVE = 100.0  # factor of the loss of samples with a rare label
 
 
@@ -149,7 +160,7 @@ def batch_size_for(recipe: Recipe, count: int) -> int:
         return small_batch_size(count)
     if count < _SMALL_SET:
         return 32
-    return 128 if count < 20_000 else 256
+    return 128 if count < _MANY else 256
 
 
 def settings_for(
@@ -210,12 +221,25 @@ def settings_for(
         precision=precision_for(recipe, device, is_table),
         device=device,
         save_every=recipe.save_every,
-        # Few validation rows: the best of many epochs on them would look better than it is.
-        kept_epoch="last" if is_table and recipe.patience is None else "best",
+        kept_epoch=_kept_epoch(recipe, targets, is_table=is_table, pretrained=pretrained),
         calibrate=is_table and targets.task == "classification",
         fsdp=recipe.fsdp,
         recompute=recipe.recompute,
     )
+
+
+def _kept_epoch(recipe: Recipe, targets: TargetCounts, *, is_table: bool, pretrained: bool) -> KeptEpoch:
+    """Return the epoch whose weights a run keeps.
+
+    On few validation samples, the best of many epochs is a matter of chance, and looks better than it is. Rows of
+    tables are always few in this sense, and so are validation images that are a small share of many images: the last
+    epoch of a decaying learning rate is then the better choice.
+    """
+    if recipe.patience is not None:
+        return "best"
+    is_small_share = targets.count >= _MANY and 0 < targets.validation <= _SMALL_SHARE * targets.count
+    ends_low = recipe.schedule in _DECAYING and not pretrained
+    return "last" if is_table or (is_small_share and ends_low) else "best"
 
 
 def _optimizer_and_defaults(

@@ -105,19 +105,21 @@ def offer_folds(data: Mapping[str, Any], noun: str) -> str:
     return f"hint: only {val} validation {noun}; --folds {folds} cross-validates on all {total}"
 
 
-def describe_precision(precision: str, evaluated: str, *, views: bool) -> str:
+def describe_precision(precision: str, evaluated: str, *, views: int, epoch: str) -> str:
     """Return a note if the final metrics were computed otherwise than those of the epoch table, or an empty text.
 
     Args:
         precision: precision of the epoch table.
         evaluated: precision of the final metrics.
-        views: the final metrics use test-time augmentation.
+        views: views of each sample that the final metrics average over.
+        epoch: evaluated epoch, "best" or "last".
     """
-    final = [f"in {evaluated}"] * (precision != evaluated) + ["with test-time augmentation"] * views
-    table = [f"in {precision}"] * (precision != evaluated) + ["without it"] * views
+    differs, is_averaged = precision != evaluated, views > 1
+    final = [f"in {evaluated}"] * differs + [f"by the mean over {views} views of each image"] * is_averaged
+    table = [f"in {precision}"] * differs + ["by one view"] * is_averaged
     if not final:
         return ""
     return (
-        f"note: the final metrics evaluate the best epoch {' '.join(final)}; the epoch table is {' '.join(table)}, so "
-        "its values can differ slightly"
+        f"note: the final metrics evaluate the {epoch} epoch {' '.join(final)}; the epoch table is {' '.join(table)}, "
+        "so its values can differ slightly"
     )

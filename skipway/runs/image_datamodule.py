@@ -29,6 +29,7 @@ from skipway.distributed.unequal_work import unequal_work
 from skipway.errors import InputError, printable
 from skipway.models.network import Network
 from skipway.models.resnet9 import Whitening, whiten
+from skipway.runs.clock_recipe import recipe_by_clock
 from skipway.runs.defaults import TargetCounts, batch_size_for, head_for, precision_for
 from skipway.runs.feature_size import FIT_SECONDS, feature_size, seconds_for_features
 from skipway.runs.initial_network import TrainedWeights, choose_model, initial_network, trained_weights
@@ -41,13 +42,7 @@ from skipway.runs.run_csv_tables import write_image_splits
 from skipway.runs.run_plots import draw_augmented, write_worst_images
 from skipway.runs.small_sets import epochs_for_steps, held_out_count
 from skipway.runs.target_checks import count_targets, refuse_options, refuse_other_targets, warnings_of
-from skipway.runs.time_budget import (
-    FINISH_SECONDS,
-    image_size_for,
-    quick_step_seconds,
-    scratch_epochs,
-    size_growth,
-)
+from skipway.runs.time_budget import scratch_epochs, size_growth
 from skipway.training.losses import Task, task_of
 from skipway.training.scores import Scores
 from skipway.training.trainer import Settings
@@ -118,11 +113,13 @@ class ImageDataModule:
             recipe = self._prepare_as(network, recipe, head_alone=head == "regression" and not epochs_given)
             if head == "regression":
                 self.epochs = 1 if recipe.freeze_until in ("auto", "none") else 5  # epoch 1 fits the head
-        elif new and self._follows_clock(recipe):
-            recipe = replace(recipe, img_size=self._size_from_scratch(recipe, count))
-            self.decode_settings = self._decode_settings(recipe)
+        elif new:
+            asked = recipe
+            recipe = recipe_by_clock(asked, self.source, self.decode_settings, epochs_given=epochs_given)
+            if recipe.img_size != asked.img_size:
+                self.decode_settings = self._decode_settings(recipe)
+                self.epochs = scratch_epochs(count)
             self.model = choose_model(recipe, self.decode_settings.size, count)
-            self.epochs = scratch_epochs(count)
         if new and self.weights.network is None:  # pretrained weights need fewer steps
             fraction = 1 / recipe.folds if recipe.folds is not None else recipe.val_fraction
             trained = held_out_count(count, fraction, bool(self.source.count("val")))
@@ -183,21 +180,6 @@ class ImageDataModule:
         seconds += sum(counts.values()) * FIT_SECONDS
         return size_for_last_layers(network, last, precision, counts, seconds=seconds)
 
-    def _size_from_scratch(self, recipe: Recipe, count: int) -> str:
-        """Return the image sizes "FIRST:FULL" for training from scratch within the time limit."""
-        if recipe.time_limit is None:
-            return image_size_for(count, None, 0.0)
-        decoding = count * decoding_seconds(self.source, self.decode_settings)
-        seconds = recipe.time_limit - max(collectives.all_gather(decoding)) - FINISH_SECONDS
-        device = device_for(recipe.device)
-        per_image = quick_step_seconds(device, precision_for(recipe, device, is_table=False))
-        return image_size_for(count, seconds, per_image)
-
-    def _follows_clock(self, recipe: Recipe) -> bool:
-        """Return True for a run from scratch on photographs without --model and --img-size."""
-        is_open = recipe.model == "auto" and recipe.img_size is None and recipe.pretrained in ("auto", "none")
-        return is_open and self.decode_settings.size > SMALL
-
     def prepare(self, console: Console, stop: StopFlag, *, keep_samples: bool = True) -> None:
         """Decode every image, reject duplicates across splits, and split off the validation images."""
         with unequal_work(stop):
@@ -239,7 +221,7 @@ class ImageDataModule:
         if earlier is not None:
             spec = Spec.from_dict(earlier)
             refuse_other_targets(spec, images)
-            return spec
+            return replace(spec, tta=self._has_views(spec.tta))
         weights = self.weights.network
         if weights is not None and isinstance(weights.spec, Spec):
             mean, std = weights.spec.mean, weights.spec.std
@@ -257,7 +239,12 @@ class ImageDataModule:
             interpolation=decode_settings.interpolation,
             mirrored=images.mirrored,
             value_range=decode_settings.value_range,
+            tta=self._has_views(False),
         )
+
+    def _has_views(self, by_default: bool) -> bool:
+        """Return True if the recipe sets test-time augmentation; else the default."""
+        return by_default if self.recipe.tta is None else self.recipe.tta
 
     def network(self, console: Console) -> tuple[Network, bool]:
         """Return the initial network of a new run, and True if it has pretrained weights."""

@@ -136,7 +136,7 @@ class PreparedRun:
             return self.datamodule.network(self.console)
         # By its plan, not its name: the meaning of a name or "auto" may change between versions.
         plan, spec = checkpoint.state["plan"], checkpoint.state["spec"]
-        self.datamodule.spec(spec)
+        spec = self.datamodule.spec(spec).as_dict()
         prefix = "network."
         weights = {k.removeprefix(prefix): v for k, v in checkpoint.tensors.items() if k.startswith(prefix)}
         return restore(weights, {"plan": plan, "spec": spec}, printable(checkpoint.path)), False

@@ -144,7 +144,12 @@ class Recipe(DataOptions):
     )
     mixup: float = option("Augmentation", 0.0, "MixUp alpha (arXiv:1710.09412); 0.2 is common.", minimum=0, maximum=100)
     cutmix: float = option("Augmentation", 0.0, "CutMix alpha (arXiv:1905.04899); 1 is common.", minimum=0, maximum=100)
-    tta: bool = option("Augmentation", False, "Test-time augmentation in the final evaluation.")
+    tta: bool | None = option(
+        "Augmentation",
+        None,
+        "Test-time augmentation of the model, in evaluation and prediction.",
+        effective="on for many small images with a time limit, else off",
+    )
     label_smoothing: float | None = option(
         "Regularization", None, "Label smoothing.", effective="0.1; ResNet-9 0.2; tables 0", minimum=0, maximum=0.99
     )

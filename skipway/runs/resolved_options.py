@@ -157,6 +157,12 @@ def _image_values(datamodule: ImageDataModule, network: Network, settings: Setti
         "augment": (datamodule.level, _augment_reason(spec)),
         "pretrained": ("auto", origin) if is_pretrained else ("none", "; ".join(datamodule.weights.lines) or kind),
     }
+    if recipe.model != "auto" and not is_pretrained:
+        values["model"] = recipe.model, "by the time and the number of images"
+    if recipe.val_fraction != Recipe.val_fraction:
+        values["val_fraction"] = recipe.val_fraction, "few of many images, because test images evaluate the model"
+    is_averaged = "by the time and the number of images"
+    values["tta"] = spec.tta, is_averaged if spec.tta else "on for many small images with a time limit only"
     if "stem" in plan:
         values["stem"] = None, f"{plan['stem']}, as in {plan['name']}"
     if settings.head == "regression":  # it excludes epochs in which the head alone is trained by gradient steps

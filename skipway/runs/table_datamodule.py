@@ -319,7 +319,8 @@ def _refuse_image_options(recipe: Recipe) -> None:
             f"cannot train {printable(recipe.model)} on {printable(recipe.data)}: expected a network for tables, got "
             "one for images. Use --model resmlp, or drop --model."
         )
-    if names := changed_options(recipe, _IMAGE_OPTIONS):
+    # Options that are switched off have no effect either, as in the config.yaml of earlier versions.
+    if names := [name for name in changed_options(recipe, _IMAGE_OPTIONS) if getattr(recipe, name) is not False]:
         names_of = flags(names)
         raise InputError(
             f"cannot use {names_of} with {printable(recipe.data)}: expected images, got a table. Drop {names_of}."

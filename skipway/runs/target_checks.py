@@ -82,7 +82,7 @@ def count_targets(images: DecodedImages) -> TargetCounts:
     """Return the task, and the number of training images in total and of each class or label."""
     train = images.splits["train"]
     counts = count_classes(images, train).tolist() if images.class_names else []
-    return TargetCounts(images.task, len(train), tuple(counts))
+    return TargetCounts(images.task, len(train), tuple(counts), len(images.splits.get("val", ())))
 
 
 def warnings_of(images: DecodedImages) -> list[str]:

@@ -4,6 +4,8 @@ The unit of time is a training step of the default network at 64 px, so that the
 measurements are in benchmarks/results/2026-11-29-from-scratch.md.
 """
 
+from typing import Any
+
 import torch
 
 from skipway.data.images.loader import Augmentation
@@ -13,7 +15,15 @@ from skipway.training.pace import step_seconds
 from skipway.utils.console import duration
 from skipway.utils.format_text import count_of
 
-__all__ = ["FINISH_SECONDS", "budget_line", "image_size_for", "quick_step_seconds", "scratch_epochs", "size_growth"]
+__all__ = [
+    "FINISH_SECONDS",
+    "budget_line",
+    "image_size_for",
+    "quick_step_seconds",
+    "scratch_epochs",
+    "size_growth",
+    "step_seconds_of",
+]
 
 # Images that a run processes by default, which takes some minutes on two cores. Sets in the range below use the second
 # number and larger images: they get enough epochs, and sets of this size gained accuracy from larger images.
@@ -48,9 +58,25 @@ def quick_step_seconds(device: str, precision: str) -> float:
         precision: "bf16" or "fp32".
     """
     name, options = auto_model(_UNIT_SIZE, 1)
+    shape = (_UNIT_BATCH, 3, _UNIT_SIZE, _UNIT_SIZE)
+    return step_seconds_of(name, options, shape=shape, device=device, precision=precision)
+
+
+def step_seconds_of(
+    name: str, options: dict[str, Any], *, shape: tuple[int, int, int, int], device: str, precision: str
+) -> float:
+    """Measure the seconds of a training step of a network per image on this machine.
+
+    Args:
+        name: name of the network.
+        options: its other options.
+        shape: (B, C, H, W) of a batch.
+        device: "cpu", or an accelerator such as "cuda".
+        precision: "bf16", "fp16" or "fp32".
+    """
     with torch.random.fork_rng(devices=[]):  # the measurement must not change the run's random numbers
-        network = create_model(name, **options).to(device)
-    x = torch.zeros(_UNIT_BATCH, 3, _UNIT_SIZE, _UNIT_SIZE, device=device).to(memory_format=torch.channels_last)
+        network = create_model(name, in_chans=shape[1], **options).to(device)
+    x = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
     return max(collectives.all_gather(step_seconds(list(network), x, precision)))
 
 

@@ -6,10 +6,11 @@ cached outputs of the frozen layers. All layers are trained only if epochs are r
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from skipway.distributed import collectives
 from skipway.models.network import Network
+from skipway.models.network_outputs import count_views
 from skipway.runs.datamodule import DataModule
 from skipway.runs.head_phase import HeadFit
 from skipway.runs.last_layers_plan import LastLayersPlan, plan_last_layers
@@ -72,7 +73,8 @@ def scheduled_epochs(
         seconds_left: function that returns the remaining seconds of the time limit.
     """
     pace = measure_pace(trainer, train_batches, val_batches)
-    evaluations = pace.validation * (1 + datamodule.count("test") / max(datamodule.count("val"), 1))
+    views = count_views(cast(Network, trainer.network).spec)
+    evaluations = views * pace.validation * (1 + datamodule.count("test") / max(datamodule.count("val"), 1))
     left = max(collectives.all_gather(seconds_left() - evaluations - FINISH_SECONDS))
     epochs = epochs_within(left, pace, train_batches.steps, datamodule.size_growth)
     if head is not None:  # the fit of the head is epoch 1

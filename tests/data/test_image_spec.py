@@ -21,7 +21,7 @@ def test_a_spec_tells_the_shape_of_an_input_and_the_number_of_classes():
     assert GREY.input_shape == (1, 28, 28) and GREY.resize_mode == "squash"
 
 
-@pytest.mark.parametrize("spec", [GREY, COLOUR])
+@pytest.mark.parametrize("spec", [GREY, COLOUR, replace(COLOUR, tta=True)])
 def test_a_spec_comes_back_equal_through_json(spec):
     again = Spec.from_dict(json.loads(json.dumps(spec.as_dict())))
     assert again == spec and hash(again) == hash(spec)
@@ -35,6 +35,11 @@ def test_a_file_from_before_interpolation_was_stored_is_bilinear():
     old = {k: v for k, v in COLOUR.as_dict().items() if k != "interpolation"}
     assert Spec.from_dict(old) == COLOUR and COLOUR.interpolation == "bilinear"
     assert Spec.from_dict({**old, "interpolation": "bicubic"}) == replace(COLOUR, interpolation="bicubic") != COLOUR
+
+
+def test_a_file_from_before_views_were_stored_has_one():
+    assert "tta" not in COLOUR.as_dict() and not Spec.from_dict(COLOUR.as_dict()).tta
+    assert Spec.from_dict({**COLOUR.as_dict(), "tta": True}) == replace(COLOUR, tta=True) != COLOUR
 
 
 finite = st.floats(-1e6, 1e6)

@@ -17,7 +17,7 @@ import skipway as sw
 from skipway.errors import InputError, MissingExtra, ShapeError
 from skipway.export import openvino as home
 from skipway.export.openvino import engine, fastest
-from skipway.models.network_outputs import average_views
+from skipway.models.network_outputs import with_views
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,7 +69,7 @@ def test_a_network_stays_one_that_predicts(tmp_path):
     assert made.predict(given) == network.predict(given)
     views = np.stack(given)[:, :SIZE, :SIZE]
     assert np.abs(made.probabilities(views, tta=True) - network.probabilities(views, tta=True)).max() < 1e-5
-    assert isinstance(made, sw.Network) and made.spec == SPEC and average_views(made, SPEC) is not None
+    assert isinstance(made, sw.Network) and made.spec == SPEC and with_views(made, SPEC, tta=True) is not None
     made.save(tmp_path / "network.safetensors")
     assert apart(network, sw.load(tmp_path / "network.safetensors").eval(), inputs()) < 1e-6
 

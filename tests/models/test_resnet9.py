@@ -34,6 +34,18 @@ def test_every_stem_channel_count_and_size_gives_logits(stem, in_chans, size):
     assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
 
 
+def test_every_activation_is_that_of_the_plan():
+    for stem in ("small", "whitening"):
+        network, plan = resnet9(**SMALL, stem=stem, activation="gelu")
+        kinds = [type(layer) for name, layer in network.named_modules() if name.endswith("act")]
+        assert set(kinds) == {nn.GELU} and len(kinds) == 7 and plan["activation"] == "gelu"
+    assert create_model("resnet9m_gelu").plan == {
+        **create_model("resnet9m").plan,
+        "name": "resnet9m_gelu",
+        "activation": "gelu",
+    }
+
+
 def test_stages_halve_and_layers_count_the_convolutions_of_each_body():
     network, _ = resnet9(widths=(4, 8, 8, 12), layers=(2, 0, 1))
     bodies = {path: m for path, m in network.named_modules() if isinstance(m, Skip)}
@@ -90,6 +102,7 @@ def test_what_auto_picks_can_be_built_for_its_sizes():
         ({"layers": (2, -1, 2)}, "resnet9: expected integers of at least 0 for layers"),
         ({"layers": (2.7, 0, 2)}, "resnet9: expected integers of at least 0 for layers"),
         ({"num_classes": -1}, "resnet9: expected integers of at least 0 for num_classes"),
+        ({"activation": "gelo"}, r"resnet9: unknown activation 'gelo' \(did you mean gelu"),
         ({"stem": "whitning"}, r"resnet9: unknown stem 'whitning' \(did you mean whitening\?\)"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 from skipway.distributed import collectives
 from skipway.errors import InputError
 from skipway.models.registry import FAMILIES
-from skipway.runs.defaults import FAMILY_DEFAULTS, batch_size_for, precision_for, settings_for
+from skipway.runs.defaults import FAMILY_DEFAULTS, TargetCounts, batch_size_for, precision_for, settings_for
 from skipway.runs.option_values import choices
 from skipway.runs.recipe import Recipe
 
@@ -30,6 +30,17 @@ def test_the_learning_rate_goes_with_the_root_of_the_images_in_a_step():
     one = settings_for(Recipe(), {"family": "resnet"}, 128).lr
     assert settings_for(Recipe(), {"family": "resnet"}, 512).lr == pytest.approx(2 * one)
     assert settings_for(Recipe(grad_accum_steps=4), {"family": "resnet"}, 128).lr == pytest.approx(2 * one)
+
+
+def test_few_of_many_images_do_not_choose_the_epoch():
+    def kept(validation, count=48_000, pretrained=False, **options):
+        recipe, targets = Recipe(**options), TargetCounts(count=count, validation=validation)
+        return settings_for(recipe, {"family": "resnet"}, 64, targets=targets, pretrained=pretrained).kept_epoch
+
+    assert [kept(validation) for validation in (0, 1, 2_400, 2_401)] == ["best", "last", "last", "best"]
+    assert [kept(500, count) for count in (19_999, 20_000)] == ["best", "last"]
+    assert [kept(500, schedule=name) for name in ("cosine", "constant", "steps")] == ["last", "best", "best"]
+    assert kept(500, patience=3) == kept(500, pretrained=True) == "best"
 
 
 def test_the_batch_size_grows_with_the_set():

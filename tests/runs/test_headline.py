@@ -49,16 +49,17 @@ def test_a_number_is_compared_with_the_mean():
 
 
 def test_a_precision_that_differs_is_named():
-    assert describe_precision("fp32", "fp32", views=False) == ""
+    assert describe_precision("fp32", "fp32", views=1, epoch="best") == ""
     note, end = "note: the final metrics evaluate the best epoch", ", so its values can differ slightly"
-    assert describe_precision("bf16", "fp32", views=False) == f"{note} in fp32; the epoch table is in bf16{end}"
-    assert describe_precision("bf16", "fp32", views=True) == (
-        f"{note} in fp32 with test-time augmentation; the epoch table is in bf16 without it{end}"
+    in_bf16 = f"{note} in fp32; the epoch table is in bf16{end}"
+    assert describe_precision("bf16", "fp32", views=1, epoch="best") == in_bf16
+    assert describe_precision("bf16", "fp32", views=6, epoch="best") == (
+        f"{note} in fp32 by the mean over 6 views of each image; the epoch table is in bf16 by one view{end}"
     )
-    assert describe_precision("bf16", "bf16", views=True) == (
-        f"{note} with test-time augmentation; the epoch table is without it{end}"
+    assert describe_precision("bf16", "bf16", views=3, epoch="last") == (
+        f"{note.replace('best', 'last')} by the mean over 3 views of each image; the epoch table is by one view{end}"
     )
-    assert describe_precision("bf16", "bf16", views=False) == ""
+    assert describe_precision("bf16", "bf16", views=1, epoch="last") == ""
 
 
 def test_the_last_lines_and_the_metrics_of_a_run_have_the_interval(tmp_path, monkeypatch):

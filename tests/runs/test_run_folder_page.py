@@ -166,7 +166,7 @@ def runs(tmp_path_factory):
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(html, "write", lambda folder: folder / "report.html")
-        quick(images, base, name="image", lr="auto", watch=True, max_unreadable=0.1)
+        quick(images, base, name="image", lr="auto", watch=True, max_unreadable=0.1, tta=True)
         quick(images, base, name="grown", max_unreadable=0.1, **grown)
         for name, source in sources.items():
             with pytest.MonkeyPatch.context() as of_source:

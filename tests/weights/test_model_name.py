@@ -260,7 +260,7 @@ def test_every_tag_is_for_a_network_that_can_hold_it():
         ({"filter": "resnet18*", "module": ["densenet", "resnet"]}, ["resnet18", "resnet18d"]),
         ({"filter": "*18", "module": "resnetv2"}, ["resnetv2_18"]),
         ({"filter": "*b0", "module": "efficientnet"}, ["efficientnet_b0", "tf_efficientnet_b0"]),
-        ({"filter": "*", "module": "resnet9"}, ["resnet9", "resnet9m"]),
+        ({"filter": "*", "module": "resnet9"}, ["resnet9", "resnet9m", "resnet9m_gelu"]),
         ({"filter": "*", "module": "nothing"}, []),
     ],
 )

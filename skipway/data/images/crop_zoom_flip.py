@@ -25,6 +25,7 @@ __all__ = [
     "crop_offset",
     "draw_crops",
     "max_shift",
+    "num_tta_views",
     "tta_views",
 ]
 
@@ -127,13 +128,28 @@ def tta_views(x: Tensor, mirrored: bool) -> list[Tensor]:
     Returns:
         3 or 6 tensors (B, C, S, S); only the original if S is too small to shift.
     """
-    reach = max(1, x.shape[-1] // 32)
-    if x.shape[-1] <= 2 * reach:
+    size = x.shape[-1]
+    reach = _tta_shift(size)
+    if size <= 2 * reach:
         return [x]
     padded = F.pad(x, (reach,) * 4, mode="reflect")
-    size = x.shape[-1]
     shifts = [x, padded[..., :size, :size], padded[..., 2 * reach :, 2 * reach :]]
     return shifts + [view.flip(-1) for view in shifts] if mirrored else shifts
+
+
+def num_tta_views(size: int, mirrored: bool) -> int:
+    """Return the number of views of `tta_views`.
+
+    >>> num_tta_views(32, mirrored=True), num_tta_views(32, mirrored=False), num_tta_views(2, mirrored=True)
+    (6, 3, 1)
+    """
+    if size <= 2 * _tta_shift(size):
+        return 1
+    return 6 if mirrored else 3
+
+
+def _tta_shift(size: int) -> int:
+    return max(1, size // 32)
 
 
 def crop_offset(stored_size: int, size: int) -> int:

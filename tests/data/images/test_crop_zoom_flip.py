@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from skipway.data.images.augment_policy import random_table
-from skipway.data.images.crop_zoom_flip import augment_pixels, center_crop, tta_views
+from skipway.data.images.crop_zoom_flip import augment_pixels, center_crop, num_tta_views, tta_views
 
 LEVELS = ["none", "flip", "shift", "shift+flip", "zoom", "zoom+flip"]
 
@@ -158,6 +158,8 @@ def test_views_are_the_image_its_shifts_and_their_mirror_images(mirrored):
     x = torch.randn(2, 3, 64, 64)
     found = tta_views(x, mirrored)
     assert len(found) == (6 if mirrored else 3) and torch.equal(found[0], x)
+    for size in (1, 2, 3, 32, 64):
+        assert num_tta_views(size, mirrored) == len(tta_views(x[..., :size, :size], mirrored))
     assert all(v.shape == x.shape for v in found)
     assert torch.equal(found[1][..., 2:, 2:], x[..., :-2, :-2]) and torch.equal(found[2][..., :-2, :-2], x[..., 2:, 2:])
     if mirrored:
