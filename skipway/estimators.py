@@ -131,7 +131,7 @@ class _SkipEstimator(BaseEstimator):
             refuse_ensemble(spec, count, can_hold_out=bool(held_out.any()))
         row_weights = loss_weights(weights, rows)
 
-        def batches_of(chosen: np.ndarray, order: int | None) -> RowBatches:
+        def batches_of(ids: np.ndarray, order: int | None) -> RowBatches:
             return RowBatches(
                 x, y, chosen, _BATCH_SIZE if order is None else batch_size, seed=order, weights=row_weights
             )
