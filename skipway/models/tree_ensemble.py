@@ -41,7 +41,7 @@ class TreeSizes:
         trees: number T of trees.
         nodes: number M of nodes, leaves included.
         levels: depth of the deepest leaf.
-        branches: entries of the table that tells for each test of a category and each index if a row goes left.
+        branches: entries of the tables of the tests of categories: for each index, True if it goes left.
     """
 
     trees: int

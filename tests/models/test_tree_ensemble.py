@@ -113,7 +113,7 @@ def test_the_join_does_not_broadcast():
 
 def test_what_needs_a_network_alone_refuses_it():
     network = joined([0.5, 0.5])
-    match = "expected a network alone, got one that is blended with boosting"
+    match = "got one that is blended with boosting. Use a run without --ensemble-with."
     for action in (
         lambda: network.reset_classifier(3),
         lambda: sw.grow.widen(network, 2),
