@@ -23,6 +23,7 @@ _PATIENCE = 0.5  # share of the best number of epochs without a better one, afte
 _LEAST_PATIENCE = 4  # evaluations
 _STILL_FALLS = 0.8  # share of the test after which the lowest loss means that more epochs are better
 _CLEAR_SHARE = 0.5  # share of the test after which a loss that falls clearly ends it: the run takes all epochs
+_CLEAR_ROWS = 150  # held-out rows from which on their loss is not too noisy for that
 _CLEAR_FALL = 0.05  # of the loss, within a third of the epochs so far
 _LEAST_FALL = 0.02  # of the loss at the end of the test, from which more epochs are better
 _FEWEST_LOSSES = 6  # that show a clear fall
@@ -93,7 +94,7 @@ def find_epochs(
         is_over = collectives.all_reduce_sum(time.monotonic() - begin)[0] / collectives.world_size() > seconds
         if is_over:
             most = min(most, 2 * (epoch + 1))
-        if epoch + 1 >= _CLEAR_SHARE * last and _falls_clearly(losses):
+        if epoch + 1 >= _CLEAR_SHARE * last and held_out.bounds[-1][1] >= _CLEAR_ROWS and _falls_clearly(losses):
             return FoundEpochs(most, epoch + 1, losses)
         if is_over or epoch + 1 - best >= max(_LEAST_PATIENCE * every, _PATIENCE * best):
             break
