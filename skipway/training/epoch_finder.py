@@ -18,7 +18,8 @@ from skipway.training.trainer import Trainer
 __all__ = ["ANNEALED", "FoundEpochs", "find_epochs"]
 
 _PEAK_SHARE = 0.5  # constant rate of the test, as a share of the peak rate of the run
-_EVALUATIONS = 24  # at most, because each takes about a third of the time of an epoch
+_FIRST = 8  # epochs that are all evaluated
+_EVALUATIONS = 24  # at most after these, because each takes about a third of the time of an epoch
 _PATIENCE = 0.5  # share of the best number of epochs without a better one, after which the test ends
 _LEAST_PATIENCE = 4  # evaluations
 _STILL_FALLS = 0.8  # share of the test after which the lowest loss means that more epochs are better
@@ -84,7 +85,7 @@ def find_epochs(
             parts = (x.to(trainer.device), y.to(trainer.device))
             train_step(trainer, *parts, step, rate, weights if weights is None else weights.to(trainer.device))
             step += 1
-        if epoch and (epoch + 1) % every:
+        if epoch >= _FIRST and (epoch + 1) % every:
             continue
         scores = score(trainer.network, held_out, trainer.task, autocast=trainer.autocast, device=trainer.device)
         if not math.isfinite(scores.loss):
