@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from skipway.data.folds import groups_of_copies
 from skipway.data.output_spec import TaskName
 from skipway.data.strata import strata_of
 from skipway.data.stratified_split import holdout_mask
@@ -57,7 +58,9 @@ def table_network(spec: TableSpec, x: np.ndarray, name: str, options: dict[str, 
 
 
 def hold_out(task: TaskName, x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
-    """Return (N,) True for the rows that the test of the epochs holds out: a stratified fifth, copies together.
+    """Return (N,) True for the rows that the test of the epochs holds out: a stratified fifth.
+
+    Copies stay together, unless most rows are copies of others.
 
     Args:
         task: task of the targets.
@@ -66,8 +69,9 @@ def hold_out(task: TaskName, x: np.ndarray, y: np.ndarray, seed: int) -> np.ndar
         seed: seed of the choice.
     """
     rows = np.arange(len(x))
-    copies = [row.tobytes().hex() for row in x]
-    return holdout_mask(rows, strata_of(task, y, rows), copies, fraction=HELD_OUT_AGAIN, seed=seed)
+    strata = strata_of(task, y, rows)
+    copies = groups_of_copies(rows, strata, [row.tobytes().hex() for row in x], least=2)
+    return holdout_mask(rows, strata, copies, fraction=HELD_OUT_AGAIN, seed=seed)
 
 
 def epochs_for_rows(

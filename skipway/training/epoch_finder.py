@@ -18,11 +18,13 @@ from skipway.training.trainer import Trainer
 __all__ = ["ANNEALED", "FoundEpochs", "find_epochs"]
 
 _PEAK_SHARE = 0.5  # constant rate of the test, as a share of the peak rate of the run
-_EVALUATIONS = 24  # at most, because each takes about a third of the time of an epoch
+_FIRST = 8  # epochs that are all evaluated
+_EVALUATIONS = 24  # at most after these, because each takes about a third of the time of an epoch
 _PATIENCE = 0.5  # share of the best number of epochs without a better one, after which the test ends
 _LEAST_PATIENCE = 4  # evaluations
 _STILL_FALLS = 0.8  # share of the test after which the lowest loss means that more epochs are better
 _CLEAR_SHARE = 0.5  # share of the test after which a loss that falls clearly ends it: the run takes all epochs
+_CLEAR_ROWS = 150  # held-out rows from which on their loss is not too noisy for that
 _CLEAR_FALL = 0.05  # of the loss, within a third of the epochs so far
 _LEAST_FALL = 0.02  # of the loss at the end of the test, from which more epochs are better
 _FEWEST_LOSSES = 6  # that show a clear fall
@@ -83,7 +85,7 @@ def find_epochs(
             parts = (x.to(trainer.device), y.to(trainer.device))
             train_step(trainer, *parts, step, rate, weights if weights is None else weights.to(trainer.device))
             step += 1
-        if epoch and (epoch + 1) % every:
+        if epoch >= _FIRST and (epoch + 1) % every:
             continue
         scores = score(trainer.network, held_out, trainer.task, autocast=trainer.autocast, device=trainer.device)
         if not math.isfinite(scores.loss):
@@ -93,25 +95,36 @@ def find_epochs(
         is_over = collectives.all_reduce_sum(time.monotonic() - begin)[0] / collectives.world_size() > seconds
         if is_over:
             most = min(most, 2 * (epoch + 1))
-        if epoch + 1 >= _CLEAR_SHARE * last and (_fall(losses) or 0.0) > _CLEAR_FALL:
+        if epoch + 1 >= _CLEAR_SHARE * last and held_out.bounds[-1][1] >= _CLEAR_ROWS and _falls_clearly(losses):
             return FoundEpochs(most, epoch + 1, losses)
         if is_over or epoch + 1 - best >= max(_LEAST_PATIENCE * every, _PATIENCE * best):
             break
     tried = max(losses, default=1)
-    fall = _fall(losses) if losses else None
-    if best > _STILL_FALLS * most / 2 and (fall is None or fall > _LEAST_FALL):
+    if best > _STILL_FALLS * most / 2 and _falls(losses, _LEAST_FALL):
         return FoundEpochs(most, tried, losses)
     return FoundEpochs(max(1, round(ANNEALED * best)), tried, losses)
 
 
-def _fall(losses: dict[int, float]) -> float | None:
-    """Return the relative fall of the loss from the fourth to the last sixth of the epochs; None for few losses."""
-    last = max(losses)
+def _parts(losses: dict[int, float]) -> tuple[list[float], list[float]]:
+    """Return the losses in the last sixth of the epochs so far, and those in the fourth sixth."""
+    last = max(losses, default=0)
     recent = [loss for epoch, loss in losses.items() if epoch > 5 / 6 * last]
-    earlier = [loss for epoch, loss in losses.items() if last / 2 < epoch <= 2 / 3 * last]
+    return recent, [loss for epoch, loss in losses.items() if last / 2 < epoch <= 2 / 3 * last]
+
+
+def _falls(losses: dict[int, float], least: float) -> bool:
+    """Return True if the mean loss fell by the share `least` within a third of the epochs, or if there are few."""
+    recent, earlier = _parts(losses)
     if len(losses) < _FEWEST_LOSSES or not earlier:
-        return None
-    return 1 - sum(recent) / len(recent) / (sum(earlier) / len(earlier))
+        return True
+    return sum(recent) / len(recent) < (1 - least) * sum(earlier) / len(earlier)
+
+
+def _falls_clearly(losses: dict[int, float]) -> bool:
+    """Return True if the loss falls by more than its noise: every recent loss is below every earlier one."""
+    recent, earlier = _parts(losses)
+    has_all = len(losses) >= _FEWEST_LOSSES and bool(earlier)
+    return has_all and max(recent) < min(earlier) and _falls(losses, _CLEAR_FALL)
 
 
 def _lowest(losses: dict[int, float]) -> int:

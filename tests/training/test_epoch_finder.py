@@ -39,7 +39,14 @@ def test_a_function_without_noise_takes_all_epochs():
     x = _inputs(160, 2)
     found = _find(np.sin(2 * x[:, :1]).astype(np.float32), x, most=20)
     assert found.best == 20
-    assert found.tried == 6  # of 10: a loss that falls clearly ends the test
+    assert found.tried == 10
+
+
+def test_a_loss_of_many_rows_that_falls_clearly_ends_the_test():
+    x = _inputs(800, 2)
+    found = _find(np.sin(2 * x[:, :1]).astype(np.float32), x, most=40)
+    assert found.best == 40
+    assert 10 <= found.tried < 20
 
 
 def test_equal_calls_find_equal_epochs_and_losses():

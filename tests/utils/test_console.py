@@ -58,8 +58,16 @@ def test_a_bar_drawn_too_often_costs_nothing(clock):
     out = Terminal()
     bar = Console(stream=out).bar("b", 0)
     for _ in range(1000):
-        bar.at(1)
+        bar.at(1, note=lambda: pytest.fail("the note is not shown"))
     assert out.getvalue() == "" and bar.total == 1
+
+
+def test_a_note_is_computed_when_it_is_shown(clock):
+    out = Terminal()
+    bar = Console(stream=out).bar("b", 2)
+    clock[0] += 1.0
+    bar.at(1, lambda: "9 rows/s")
+    assert out.getvalue().endswith("9 rows/s")
 
 
 def test_lines_are_safe_whatever_stands_in_them():

@@ -315,3 +315,15 @@ def test_the_current_device_is_that_of_before_again(monkeypatch):
         with current_device(name):
             pass
     assert places == [0, 3, 0]
+
+
+def test_seeds_draw_the_values_of_torch_and_leave_accelerators_alone_on_a_cpu(monkeypatch):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    seeds = []
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    devices.seed_random(5, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), expected)
+    assert seeds == []
+    devices.seed_random(5, torch.device("mps"))
+    assert seeds == [5]
