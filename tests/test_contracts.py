@@ -142,6 +142,7 @@ OPTIONS = {
         ({}, "widths", [[8, 16, 16], [8, 8, 8]]),
         ({}, "layers", [[2, 0], [1, 1]]),
         ({}, "stem", ["small", "whitening"]),
+        ({}, "activation", ["relu", "gelu", "silu"]),
         ({}, "in_chans", [3, 1]),
         ({}, "num_classes", [3, 5, 0]),
         ({}, "global_pool", ["avg", "max", "avgmax", "catavgmax"]),

@@ -9,6 +9,7 @@ import yaml
 from small_runs import QUICK, Words, image_folder, numbers, quick
 
 import skipway as sw
+from skipway.cli.app import app
 from skipway.commands.export import export_run
 from skipway.data.images.choose_decode_settings import SMALL
 from skipway.errors import InputError
@@ -118,6 +119,16 @@ def test_the_model_carries_its_views_into_evaluation_and_prediction(many, tmp_pa
 
     again = dry_run(many, **options).as_dict()
     assert (again["model"], again["val_fraction"], again["tta"]) == (WIDE_NETWORK, 0.1, True)
+
+
+def test_the_command_line_follows_the_model_unless_it_is_asked_for_one_view(many, tmp_path, capsys):
+    run = quick(many, tmp_path, tta=True)
+    outputs = []
+    for flags in ([], ["--tta"], ["--no-tta"]):
+        app(["evaluate", str(run.path), str(many), *flags], result_action="return_value")
+        outputs.append(capsys.readouterr())
+    assert outputs[0].out == outputs[1].out != outputs[2].out
+    assert ["mean over 6 views" in output.err for output in outputs] == [True, True, False]
 
 
 def test_the_views_of_a_network_are_those_of_its_run(many, tmp_path):
