@@ -78,18 +78,7 @@ def finish_run(
             )
 
     _set_views(best, path, tensors, header, datamodule)
-    features, computed, views = None, ("torch", "fp32"), count_views(best.spec)
-    model: nn.Module = best
-    if views > 1 and _predicts_in_bf16(best, trainer):  # fp32 would take a tenth of the time of the training
-        computed = ("torch", "bf16")
-        model = fuse(best, "bf16")
-    elif trainer.settings.head == "regression" and views == 1:
-        precision, images = feature_precision(trainer.settings.precision), cast(ImageDataModule, datamodule)
-        if trainer.state.best["epoch"] == 1:
-            features = head_features(best, images, precision, folder, console=Console(quiet=True), stop=stop)
-        else:  # fp32 would take as long as training the last layers
-            model = fuse(best, precision)
-        computed = (features.engine if features is not None else "torch", precision)
+    model, features, evaluated_by = _evaluated_model(best, datamodule, trainer, folder=folder, stop=stop)
     scores_of = _evaluate(model, datamodule, trainer, features=features, poll=poll)
     temperature = header.get("temperature")
     if trainer.settings.calibrate and temperature is None:
@@ -106,7 +95,7 @@ def finish_run(
     split, scores = list(scores_of.items())[-1]
     datamodule.write_evaluation(folder, scores, split)
     metrics |= _describe_training(best, datamodule, trainer, facts)
-    metrics["evaluated_by"] = {"engine": computed[0], "precision": computed[1], "views": views}
+    metrics["evaluated_by"] = evaluated_by
     metrics |= {"temperature": temperature} if temperature is not None else {}
     metrics |= _describe_ensemble(best, ensemble, datamodule, trainer, poll)
     metrics |= uncertainty_metrics(metrics, trainer.task.primary_metric, metrics["data"])
@@ -142,6 +131,26 @@ def _best_network(
         tensors, header = best.state_dict(), header | {"plan": best.plan}
         save_weights(path, tensors, header)
     return best, tensors, header
+
+
+def _evaluated_model(
+    best: Network, datamodule: DataModule, trainer: Trainer, *, folder: Path, stop: StopFlag
+) -> tuple[nn.Module, HeadFeatures | None, dict[str, Any]]:
+    """Return the model to evaluate, cached features if only its head is computed, and how it computes."""
+    views, engine, precision = count_views(best.spec), "torch", "fp32"
+    model: nn.Module = best
+    features: HeadFeatures | None = None
+    if views > 1 and _predicts_in_bf16(best, trainer):  # fp32 would take a tenth of the time of the training
+        precision = "bf16"
+        model = fuse(best, precision)
+    elif trainer.settings.head == "regression" and views == 1:
+        precision, images = feature_precision(trainer.settings.precision), cast(ImageDataModule, datamodule)
+        if trainer.state.best["epoch"] == 1:
+            features = head_features(best, images, precision, folder, console=Console(quiet=True), stop=stop)
+            engine = features.engine
+        else:  # fp32 would take as long as training the last layers
+            model = fuse(best, precision)
+    return model, features, {"engine": engine, "precision": precision, "views": views}
 
 
 def _set_views(
