@@ -124,14 +124,15 @@ class _SkipEstimator(BaseEstimator):
         if self.epochs is None:
             recipe = replace(recipe, epochs=table_epochs(count, batch_size))
         seed, rows, data = recipe.seed, np.arange(count), TrainingRows(spec, x, y, weights, label_weights)
-        held_out = hold_out(spec.task, x, y, seed)
+        held_out = np.zeros(count, bool)
+        if count >= FEWEST_ROWS and (self.epochs is None or recipe.ensemble_with):
+            held_out = hold_out(spec.task, x, y, seed)
         if recipe.ensemble_with:
             refuse_ensemble(spec, count, can_hold_out=bool(held_out.any()))
         row_weights = loss_weights(weights, rows)
 
-        def batches_of(chosen: np.ndarray, order: int | None) -> RowBatches:
-            size = _BATCH_SIZE if order is None else batch_size
-            return RowBatches(x, y, chosen, size, seed=order, weights=row_weights)
+        def batches_of(ids: np.ndarray, order: int | None) -> RowBatches:
+            return RowBatches(x, y, ids, _BATCH_SIZE if order is None else batch_size, seed=order, weights=row_weights)
 
         with preserve_global_state():
             torch.set_num_threads(1)  # a second thread slows layers this small down
@@ -147,10 +148,8 @@ class _SkipEstimator(BaseEstimator):
             if self.epochs is None and count >= FEWEST_ROWS:
                 parts = deepcopy(network), trainer.settings, task, rows, held_out
                 trainer.set_ends(replace(trainer.settings, epochs=epochs_for_rows(*parts, batches=batches_of).best))
-            ensemble = None
-            if recipe.ensemble_with:
-                inputs = deepcopy(network), trainer.settings, task, data, rows, held_out
-                ensemble = find_ensemble(*inputs, batches=batches_of, stop=StopFlag())
+            inputs = deepcopy(network), trainer.settings, task, data, rows, held_out
+            ensemble = find_ensemble(*inputs, batches=batches_of, stop=StopFlag()) if recipe.ensemble_with else None
             train_network(
                 trainer,
                 batches,

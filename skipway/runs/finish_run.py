@@ -76,7 +76,8 @@ def finish_run(
                 f"--resume {printable(folder)}."
             )
 
-    features, model, computed = None, best, ("torch", "fp32")
+    features, computed = None, ("torch", "fp32")
+    model: nn.Module = best
     if trainer.settings.head == "regression" and not datamodule.recipe.tta:
         precision, images = feature_precision(trainer.settings.precision), cast(ImageDataModule, datamodule)
         if trainer.state.best["epoch"] == 1:
