@@ -128,11 +128,8 @@ _MOST_POSITIVE = 100.0  # factor of the loss of samples with a rare label
 
 def table_batch_size(count: int) -> int:
     """Return the default batch size for `count` training rows."""
-    if count < 1_000:
-        return 32 if count < 300 else 128
-    if count < 20_000:
-        return 256
-    return 512 if count < 100_000 else 1024
+    sizes = {300: 32, 500: 128, 1_000: 256, 20_000: 512}
+    return next((size for rows, size in sizes.items() if count < rows), 1024)
 
 
 def table_epochs(count: int, batch_size: int) -> int:
@@ -142,7 +139,7 @@ def table_epochs(count: int, batch_size: int) -> int:
 
 def most_table_epochs(count: int) -> int:
     """Return the most epochs that a test tries for `count` training rows; it ends earlier if they are too many."""
-    passes = 20_000 + min(80 * count, 280_000 + 6 * count)  # rows in all epochs
+    passes = 18_000 + min(72 * count, 250_000 + 5.4 * count)  # rows in all epochs
     return max(5, round(passes / count))
 
 
