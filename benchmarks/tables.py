@@ -6,8 +6,8 @@
 Methods: skipway; skipway-boosting, blended with boosting; boosting, forest and linear (scikit-learn); catboost;
 lightgbm; realmlp and tabm (pytabkit). It needs the packages of table_sets.py, and those of the methods. Numbers are
 passed as they are, texts as categories. For all but skipway, dates become their time, year, month, weekday, hour and
-day of the year. Every method uses one thread, so that the seconds are those of one core. Results are added to
-tables.json in the folder of the results.
+day of the year. Every method uses one thread, and its seconds are CPU seconds, in which other programs hardly count.
+Results are added to tables.json in the folder of the results.
 """
 
 import json
@@ -54,9 +54,9 @@ def cross_validate(method: str, table: TableSet) -> list[list[float]]:
         parts = [X.iloc[train].reset_index(drop=True), X.iloc[test].reset_index(drop=True)]
         truth, rest = y.iloc[test], y.iloc[train].reset_index(drop=True)
         model = _model(method, table.numbers, parts)
-        begin = time.monotonic()
+        begin = time.process_time()
         model.fit(parts[0], rest)
-        seconds = time.monotonic() - begin
+        seconds = time.process_time() - begin
         if table.numbers:
             predicted = np.asarray(model.predict(parts[1])).ravel()
             scores.append([r2_score(truth, predicted), mean_absolute_error(truth, predicted), seconds])
