@@ -26,7 +26,7 @@ from skipway.utils.format_text import count_of
 
 __all__ = ["Compilation", "begin_compilation", "refuse_late_failure"]
 
-# Estimates from published figures; none of them has been measured on a GPU by us.
+# Estimates from published results; we have measured none of them on a GPU.
 _SAVED_SHARE = 0.15  # of the time of a step
 _START_SECONDS, _LAYER_SECONDS = 10.0, 0.5  # of a compilation, and of each layer with weights
 _MARGIN = 2.0  # least saving per second of compilation
@@ -143,7 +143,7 @@ def _decide(
 
 
 def _weigh(seconds: float, cost: float) -> Compilation:
-    """Return the decision for a training of so many seconds and the seconds of its compilation."""
+    """Return the decision from the seconds of the training and those of its compilation."""
     saved = _SAVED_SHARE * seconds
     is_on = saved > _MARGIN * cost
     verbs = ("saves", "takes") if is_on else ("would save", "take")

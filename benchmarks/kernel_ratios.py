@@ -1,0 +1,145 @@
+"""A step of skipway with all kernels, without one of them, and under torch.compile, in one process.
+
+    OMP_NUM_THREADS=1 python benchmarks/kernel_ratios.py [--case resnet20-32]
+
+A training step takes a batch of images from memory, augments it, and trains on it. A step of "features" computes the
+outputs of frozen layers, as `skipway train` does with pretrained weights. The variants take steps in turn, on the same
+images. CPU time of one thread is measured, in which other programs of the machine hardly count.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from unittest import mock
+
+import numpy as np
+import torch
+from side_by_side import write
+from torch.nn import functional as F
+
+from skipway.data.image_spec import Spec
+from skipway.data.images import crop_zoom_flip, loader
+from skipway.data.images.decoded_images import DecodedImages, DecodeSettings
+from skipway.data.images.loader import Augmentation, ImageBatches
+from skipway.export.openvino import engine
+from skipway.kernels import batchnorm, layer_dispatch
+from skipway.model_factory import create_model
+from skipway.models.network import Network
+from skipway.runs.feature_cache import frozen_layers
+from skipway.training.optimizers import make_optimizer
+from skipway.utils.malloc_settings import keep_freed_memory
+
+CASES = {  # name: (model, its options, stored pixels, pixels, augmentation, batch)
+    "resnet20-32": ("resnet20", {}, 32, 32, "shift+flip", 128),
+    "resnet9m-64": ("resnet9m", {}, 80, 64, "zoom+flip", 32),
+    "resnet50-224": ("resnet50", {}, 256, 224, "zoom+flip", 8),
+    "features-224": ("tf_efficientnet_lite0", {}, 256, 224, "zoom+flip", 32),
+}
+WAYS = {  # name: (module, name in it, replacement) of the kernel that is off
+    "all kernels": None,
+    "without batch norm": (batchnorm, "_DTYPES", ()),
+    "without convolution": (layer_dispatch, "CONV", layer_dispatch.CONV.plain),
+    "without zoom": (crop_zoom_flip, "ZOOM", crop_zoom_flip.ZOOM.plain),
+    "without normalization": (loader, "NORMALIZE", loader.NORMALIZE.plain),
+    "torch.compile": None,
+}
+
+
+def batches_of(stored: int, size: int, parts: str, batch: int) -> tuple[ImageBatches, Spec]:
+    """Return 32 training batches of random images, and the Spec of a network for them."""
+    count = 32 * batch
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (count, stored // 4, stored // 4, 3), np.uint8)
+    images = DecodedImages(
+        name="random",
+        class_names=tuple("0123456789"),
+        settings=DecodeSettings(size, stored, 3),
+        pixels=coarse.repeat(4, axis=1).repeat(4, axis=2),
+        targets=rng.integers(0, 10, count),
+        keys=[str(i) for i in range(count)],
+        digests=[],
+        splits={"train": np.arange(count)},
+        skipped=[],
+        notes={},
+        sizes="",
+        mirrored=True,
+    )
+    spec = Spec(channels=3, size=size, presize=stored, mean=(0.5,) * 3, std=(0.3,) * 3, class_names=images.class_names)
+    return ImageBatches(images, images.splits["train"], batch, spec=spec, augmentation=Augmentation(parts)), spec
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", choices=CASES, nargs="+", default=list(CASES))
+    parser.add_argument("--steps", type=int, default=9)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    rows = [row for case in args.case for row in measure(case, args.steps)]
+    header = ["step and way", "CPU seconds per step", "over all kernels (range)"]
+    write("kernel-ratios", f"Kernels in a step, n = {args.steps} steps of each way in one process", header, rows)
+
+
+def measure(case: str, steps: int) -> list[list[str]]:
+    """Return the rows of one case."""
+    name, options, stored, size, parts, batch = CASES[case]
+    batches, spec = batches_of(stored, size, parts, batch)
+    work: dict[str, Callable[[], object]] = {}
+    for way in WAYS:
+        torch.manual_seed(0)
+        network = create_model(name, 10, **options)
+        if not case.startswith("features"):
+            work[way] = training_step(network, batches, is_compiled=way == "torch.compile")
+        elif way != "torch.compile":
+            network.spec = spec
+            work[way] = feature_step(network, batches)
+    seconds: dict[str, list[float]] = {way: [] for way in work}
+    for step in range(2 + steps):
+        for way, run in work.items():
+            with ExitStack() as stack:
+                if WAYS[way]:
+                    stack.enter_context(mock.patch.object(*WAYS[way]))
+                begin = time.process_time()
+                run()
+                if step >= 2:
+                    seconds[way].append(time.process_time() - begin)
+    rows = []
+    for way, values in seconds.items():
+        ratios = [value / own for value, own in zip(values, seconds["all kernels"], strict=True)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        rows.append([f"{case}, {way}", f"{statistics.median(values):.3f}", spread])
+    return rows
+
+
+def training_step(network: Network, batches: ImageBatches, *, is_compiled: bool) -> Callable[[], None]:
+    network = network.to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(network, "sgd", lr=0.01, momentum=0.9, weight_decay=5e-4)
+    trained = torch.compile(network) if is_compiled else network
+    epoch = batches.epoch()
+
+    def step() -> None:
+        x, y, _ = next(epoch)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(trained(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def feature_step(network: Network, batches: ImageBatches) -> Callable[[], None]:
+    model = engine(frozen_layers(network.eval()), "bf16")
+    epoch = batches.epoch()
+
+    def step() -> None:
+        with torch.inference_mode():
+            model(next(epoch)[0])
+
+    return step
+
+
+if __name__ == "__main__":
+    main()
