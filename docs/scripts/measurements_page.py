@@ -23,7 +23,7 @@ GROUPS = {
     "Accuracy on tables": ("tables", "tables-blended"),
     "Data": ("tables-of-images", "labels-and-numbers", "large-set", "table-reading-100000", "table-reading-1000000"),
     "Training speed": ("training-step-resnet18-32", "training-step-resnet20-32", "training-step-resnet50-224-16")
-    + ("drop-path", "loader", "first-step", "processes", "checkpoint", "kernel-overhead"),
+    + ("drop-path", "loader", "first-step", "processes", "checkpoint", "kernel-ratios", "kernel-overhead"),
     "Inference": ("inference-1", "inference-16", "inference-engines", "inference-accuracy"),
     "Memory": ("depth-fp32",),
     "Growth": ("growth", "growth-variants", "grown-outputs"),
