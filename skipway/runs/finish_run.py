@@ -136,7 +136,7 @@ def _best_network(
 def _evaluated_model(
     best: Network, datamodule: DataModule, trainer: Trainer, *, folder: Path, stop: StopFlag
 ) -> tuple[nn.Module, HeadFeatures | None, dict[str, Any]]:
-    """Return the model to evaluate, cached features if only its head is computed, and how it computes."""
+    """Return the model that averages over the views, cached features if only its head is computed, and how it does."""
     views, engine, precision = count_views(best.spec), "torch", "fp32"
     model: nn.Module = best
     features: HeadFeatures | None = None
@@ -150,6 +150,8 @@ def _evaluated_model(
             engine = features.engine
         else:  # fp32 would take as long as training the last layers
             model = fuse(best, precision)
+    if views > 1:
+        model = with_views(model, best.require_image_spec())
     return model, features, {"engine": engine, "precision": precision, "views": views}
 
 
@@ -184,7 +186,6 @@ def _evaluate(
 
     If `features` are passed, only the head of `network` is computed.
     """
-    model = with_views(network, network.spec) if isinstance(network.spec, Spec) else network
     scores_of: dict[str, Scores] = {}
     for split in [split for split in ("val", "test") if datamodule.count(split)]:
         if features is not None:
@@ -192,7 +193,7 @@ def _evaluate(
             scores_of[split] = head_scores(trainer, features, ids, network.get_submodule("head"))
         else:
             scores_of[split] = score(
-                model, datamodule.batches(split), trainer.task, autocast=nullcontext, device=trainer.device, poll=poll
+                network, datamodule.batches(split), trainer.task, autocast=nullcontext, device=trainer.device, poll=poll
             )
     return scores_of
 
