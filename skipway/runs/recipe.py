@@ -52,7 +52,7 @@ class Recipe(DataOptions):
         effective="none",
     )
     ensemble_with: Literal["boosting"] | None = option(
-        "Model", None, "Second model of a table, blended in if it helps on held-out rows.", effective="none"
+        "Model", None, "Second model for tables, blended in if held-out rows gain.", effective="none"
     )
     epochs: int = option(
         "Optimization",

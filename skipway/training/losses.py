@@ -78,7 +78,9 @@ class Classification:
         losses = F.cross_entropy(outputs, y, label_smoothing=self.label_smoothing, reduction="none")
         if self.class_weights is not None:
             shares = y if y.dim() > 1 else F.one_hot(y, outputs.shape[1])
-            losses = losses * (shares.to(outputs.dtype) @ _constant(self.class_weights, outputs.dtype, outputs.device))
+            losses = losses * (
+                shares.to(outputs.dtype) @ _constant(tuple(self.class_weights), outputs.dtype, outputs.device)
+            )
         return _weighted_mean(losses, weights)
 
     def metric_sum(self, outputs: Tensor, y: Tensor, weights: Tensor | None = None) -> float:
@@ -113,7 +115,7 @@ class MultiLabel:
         """Compute the mean binary cross-entropy over labels and samples, with label smoothing and label weights."""
         y = y.to(outputs.dtype).lerp(torch.full_like(outputs, 0.5), self.label_smoothing) if self.label_smoothing else y
         values = self.positive_weights
-        positive = None if values is None else _constant(values, outputs.dtype, outputs.device)
+        positive = None if values is None else _constant(tuple(values), outputs.dtype, outputs.device)
         losses = F.binary_cross_entropy_with_logits(outputs, y, pos_weight=positive, reduction="none")
         return _weighted_mean(losses.mean(1), weights)
 

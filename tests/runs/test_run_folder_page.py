@@ -221,8 +221,8 @@ def check_run(checker, folder):
         section = f"weights/last/{path.name}" if path.parent.name.startswith("step-") else path.name
         values = json.loads(path.read_text())
         if section == "metrics.json":
-            checker.check("Settings", values["resolved"], known=("batch_size", "model"))
-            values["resolved"] = {name: values["resolved"][name] for name in ("batch_size", "model")}
+            checker.check("Settings", values["resolved"], known=("batch_size", "model", "compile"))
+            values["resolved"] = {name: values["resolved"][name] for name in ("batch_size", "model", "compile")}
         if section == "weights/last/state.json":
             checker.check("config.yaml", values.pop("recipe"))
             checker.check("Settings", values.pop("settings"))
