@@ -243,8 +243,8 @@ def test_a_signal_stops_a_run_of_a_host_program_in_good_order(data, tmp_path, mo
     heard = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
     try:
-        speed = loop.format_speed
-        monkeypatch.setattr(loop, "format_speed", lambda *a: (os.kill(os.getpid(), signal.SIGTERM), speed(*a))[1])
+        add = loop.StepLog.add
+        monkeypatch.setattr(loop.StepLog, "add", lambda *a: (os.kill(os.getpid(), signal.SIGTERM), add(*a))[1])
         with pytest.raises(Interrupted, match="stopped by SIGTERM after step 1: progress is saved"):
             quick(data, tmp_path)
         assert not heard
@@ -275,14 +275,14 @@ def test_a_stop_before_the_start_and_while_judging_is_said(data, tmp_path, monke
 
 @pytest.mark.parametrize("action", ["remove", "move"])
 def test_a_run_whose_folder_is_gone_ends_with_a_storage_error(action, data, tmp_path, monkeypatch, bare):
-    speed = loop.format_speed
+    end = loop.StepLog.end_batch
 
-    def after_a_step(*args):
+    def after_a_step(*args, **options):
         if (run := tmp_path / "run").is_dir():
             shutil.rmtree(run) if action == "remove" else run.rename(tmp_path / "moved")
-        return speed(*args)
+        return end(*args, **options)
 
-    monkeypatch.setattr(loop, "format_speed", after_a_step)
+    monkeypatch.setattr(loop.StepLog, "end_batch", after_a_step)
     with pytest.raises(StorageError, match="cannot (write to the run|save step) .*run.*: expected .*, got none"):
         quick(data, tmp_path, name="run")
     assert not (tmp_path / "run" / "weights").exists(), "a folder that looks like a run, but cannot go on"
