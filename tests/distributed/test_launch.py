@@ -25,12 +25,12 @@ KILLED = """
 import os, pathlib, signal
 if os.environ.get("RANK") == "1":
     import torch
-    seed = torch.manual_seed
-    def fatal(number):
+    backward = torch.Tensor.backward
+    def fatal(*arguments, **options):
         if any(pathlib.Path("runs/broken/weights/last").glob("step-0000000[1-9]*")):
             os.kill(os.getpid(), signal.SIGKILL)
-        return seed(number)
-    torch.manual_seed = fatal
+        return backward(*arguments, **options)
+    torch.Tensor.backward = fatal
 """
 
 
