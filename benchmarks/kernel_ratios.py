@@ -33,7 +33,7 @@ from skipway.utils.malloc_settings import keep_freed_memory
 
 CASES = {  # name: (model, its options, stored pixels, pixels, augmentation, batch)
     "resnet20-32": ("resnet20", {}, 32, 32, "shift+flip", 128),
-    "resnet9m-64": ("resnet9m", {}, 80, 64, "zoom+flip", 32),
+    "resnet50-64": ("resnet50", {}, 80, 64, "zoom+flip", 32),
     "resnet50-224": ("resnet50", {}, 256, 224, "zoom+flip", 8),
     "features-224": ("tf_efficientnet_lite0", {}, 256, 224, "zoom+flip", 32),
 }

@@ -85,8 +85,8 @@ def test_a_difference_of_any_number_is_found_in_its_own_unit(kind, tmp_path, mon
     right = onnx_file._onnxruntime_function
     for column, shift in ((0, 0.001), (1, 0.02)):  # small for the other target
 
-        def wrong(data, description, column=column, shift=shift):
-            return lambda x: right(data, description)(x) + shift * (np.arange(2) == column)
+        def wrong(data, description, provider, column=column, shift=shift):
+            return lambda x: right(data, description, provider)(x) + shift * (np.arange(2) == column)
 
         monkeypatch.setattr(onnx_file, "_onnxruntime_function", wrong)
         with pytest.raises(SkipwayError, match="export verification failed: .* got a difference of 0.00"):
