@@ -90,21 +90,21 @@ def wait(sizes):
         torch.cuda.synchronize()
 
 
-def noise(sizes):
+def noise(count, stored_size, size):
     """Return decoded images of noise, as the decode cache holds photographs."""
     from skipway.data.images.decoded_images import DecodedImages, DecodeSettings
 
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (sizes.images, sizes.stored_size, sizes.stored_size, 3), dtype=np.uint8)
+    pixels = rng.integers(0, 256, (count, stored_size, stored_size, 3), dtype=np.uint8)
     return DecodedImages(
         name="noise",
         class_names=tuple(map(str, range(10))),
-        settings=DecodeSettings(sizes.size, sizes.stored_size, 3),
+        settings=DecodeSettings(size, stored_size, 3),
         pixels=pixels,
-        targets=rng.integers(0, 10, sizes.images),
-        keys=list(map(str, range(sizes.images))),
+        targets=rng.integers(0, 10, count),
+        keys=list(map(str, range(count))),
         digests=[],
-        splits={"train": np.arange(sizes.images)},
+        splits={"train": np.arange(count)},
         skipped=[],
         notes=Counter(),
         sizes="",
@@ -152,7 +152,10 @@ def train(name, sizes, options, mark, *, epochs=2, folder=None):
     from skipway.utils.console import Console
     from skipway.utils.stop_signals import StopFlag
 
-    images = cached(options["photographs"], sizes.size) if options.get("photographs") else noise(sizes)
+    if options.get("photographs"):
+        images = cached(options["photographs"], sizes.size)
+    else:
+        images = noise(sizes.images, sizes.stored_size, sizes.size)
     stored_size = images.settings.stored_size
     spec = Spec(3, sizes.size, stored_size, MEAN, STD, images.class_names)
     rows = np.resize(images.splits["train"], sizes.batch * sizes.steps)

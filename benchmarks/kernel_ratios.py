@@ -14,14 +14,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from unittest import mock
 
-import numpy as np
 import torch
+from gpu import noise
 from side_by_side import write
 from torch.nn import functional as F
 
 from skipway.data.image_spec import Spec
 from skipway.data.images import crop_zoom_flip, loader
-from skipway.data.images.decoded_images import DecodedImages, DecodeSettings
 from skipway.data.images.loader import Augmentation, ImageBatches
 from skipway.export.openvino import engine
 from skipway.kernels import batchnorm, layer_dispatch
@@ -49,23 +48,7 @@ WAYS = {  # name: (module, name in it, replacement) of the kernel that is off
 
 def batches_of(stored: int, size: int, parts: str, batch: int) -> tuple[ImageBatches, Spec]:
     """Return 32 training batches of random images, and the Spec of a network for them."""
-    count = 32 * batch
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (count, stored // 4, stored // 4, 3), np.uint8)
-    images = DecodedImages(
-        name="random",
-        class_names=tuple("0123456789"),
-        settings=DecodeSettings(size, stored, 3),
-        pixels=coarse.repeat(4, axis=1).repeat(4, axis=2),
-        targets=rng.integers(0, 10, count),
-        keys=[str(i) for i in range(count)],
-        digests=[],
-        splits={"train": np.arange(count)},
-        skipped=[],
-        notes={},
-        sizes="",
-        mirrored=True,
-    )
+    images = noise(32 * batch, stored, size)
     spec = Spec(channels=3, size=size, presize=stored, mean=(0.5,) * 3, std=(0.3,) * 3, class_names=images.class_names)
     return ImageBatches(images, images.splits["train"], batch, spec=spec, augmentation=Augmentation(parts)), spec
 

@@ -148,7 +148,7 @@ class _SkipEstimator(BaseEstimator):
             if self.epochs is None and count >= FEWEST_ROWS:
                 parts = deepcopy(network), trainer.settings, task, rows, held_out
                 trainer.set_ends(replace(trainer.settings, epochs=epochs_for_rows(*parts, batches=batches_of).best))
-            inputs = deepcopy(network), trainer.settings, task, data, rows, held_out
+            inputs = network, trainer.settings, task, data, rows, held_out
             ensemble = find_ensemble(*inputs, batches=batches_of, stop=StopFlag()) if recipe.ensemble_with else None
             train_network(
                 trainer,

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rank_worker import Feed, settings
 from safetensors.torch import save_file
+from small_runs import Words
 from tiny_training import network, plain_network
 from torch import nn
 
@@ -18,7 +19,6 @@ from skipway.errors import StorageError
 from skipway.training.loop import fit
 from skipway.training.oom_retry import retry_with_microbatches
 from skipway.training.trainer import Trainer
-from skipway.utils.console import Console
 from skipway.utils.stop_signals import StopFlag
 
 # (the process without memory, the pass in which it lacks memory, the step from which on, from 0, samples with memory)
@@ -61,17 +61,6 @@ class Tight(nn.Module):
                 x = LacksMemory.apply(x)
             x = layer(x)
         return x
-
-
-class Words(Console):
-    """A console that keeps its lines."""
-
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.lines = []
-
-    def print(self, line):
-        self.lines.append(line)
 
 
 def train(layers, folder, how=None, pieces=1, **values):

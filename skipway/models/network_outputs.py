@@ -165,8 +165,9 @@ def with_views(network: nn.Module, spec: Spec, tta: bool | None = None) -> nn.Mo
 
 def count_views(spec: Spec | TableSpec | None, tta: bool | None = None) -> int:
     """Return the number of views that `with_views` averages over: 1 for a single one."""
-    is_averaged = isinstance(spec, Spec) and (spec.tta if tta is None else tta)
-    return num_tta_views(spec.size, spec.mirrored) if isinstance(spec, Spec) and is_averaged else 1
+    if not isinstance(spec, Spec) or not (spec.tta if tta is None else tta):
+        return 1
+    return num_tta_views(spec.size, spec.mirrored)
 
 
 def describe_views(views: int) -> list[str]:

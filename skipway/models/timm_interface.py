@@ -143,9 +143,9 @@ class TimmInterface(Chain):
     @property
     def num_classes(self) -> int:
         """Number of outputs of the classifier, 0 without one."""
-        classifier = self.get_classifier()
         if TREES in self.plan:  # the classifier is that of a part
             return int(self.plan["num_classes"])
+        classifier = self.get_classifier()
         if isinstance(classifier, nn.Identity):
             return 0
         return _sizes(classifier)[1] or int(self.plan.get("num_classes", 0))

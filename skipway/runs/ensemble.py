@@ -9,6 +9,7 @@ Shapes: N rows, K outputs.
 
 import math
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self, cast
 
@@ -194,7 +195,7 @@ def find_ensemble(
     """Train a network and boosting on a part of the training rows, and choose their weights by the others.
 
     Args:
-        network: the initial network of the run, which is changed: use a copy.
+        network: the initial network of the run; a copy of it is trained.
         settings: settings of the run.
         task: task of the run.
         data: encoded rows.
@@ -213,10 +214,10 @@ def find_ensemble(
 def _held_out_outputs(
     network: Network, settings: Settings, task: Task, train: RowBatches, held_out: RowBatches, stop: StopFlag
 ) -> np.ndarray:
-    """Train a network like that of the run, and return its outputs (N, K) for the held-out rows."""
+    """Train a copy of the network, and return its outputs (N, K) for the held-out rows."""
     limit = settings.time_limit
     settings = replace(settings, time_limit=None if limit is None else SHARE_OF_TIME * limit)
-    trainer = Trainer(network, settings, str, task)
+    trainer = Trainer(deepcopy(network), settings, str, task)
     kept: dict[str, Tensor] = {}
 
     def on_epoch(state: State, weights: dict[str, Tensor] | None) -> None:

@@ -240,10 +240,10 @@ class PreparedRun:
         self.console.print(epochs_line(found, time.monotonic() - begin))
 
     def _choose_ensemble(self, network: Network, trainer: Trainer) -> None:
-        """Choose the weights of the network and of boosting, with a copy of the initial network."""
+        """Choose the weights of the network and of boosting, from the initial network."""
         begin, table = time.monotonic(), cast(TableDataModule, self.datamodule)
         with forked_rng(trainer.device):
-            ensemble = table.choose_ensemble(copy.deepcopy(network), trainer.settings, self.stop)
+            ensemble = table.choose_ensemble(network, trainer.settings, self.stop)
         self.ensemble = ensemble.as_dict()
         self.console.print(f"  {ensemble.describe()} ({duration(time.monotonic() - begin)})")
 

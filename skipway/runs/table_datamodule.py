@@ -158,7 +158,7 @@ class TableDataModule:
         return epochs_for_rows(network, settings, task, rows, held_out, batches=self._batches, poll=poll)
 
     def choose_ensemble(self, network: Network, settings: Settings, stop: StopFlag) -> Ensemble:
-        """Choose the weights of a network, the initial one, which is changed, and of boosting."""
+        """Choose the weights of the network, the initial one, and of boosting."""
         held_out, rows = self.rows.held_out, self.rows.splits["train"]
         assert held_out is not None
         task, data = self.task(settings), self._training_rows()

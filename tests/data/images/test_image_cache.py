@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from image_folders import array_source, class_folders, fill, image_bytes, parquet, split_folders
 from PIL import Image
+from small_runs import Words
 
 from skipway.data.image_spec import Spec
 from skipway.data.images import content_stamps, decode_pass, image_cache
@@ -23,7 +24,6 @@ from skipway.data.images.stored_pixels import StoredPixels
 from skipway.data.sources.choose_source import open_source
 from skipway.errors import InputError, Interrupted, StorageError
 from skipway.utils.cache_folder import cached_files, clear_cache, trim_cache
-from skipway.utils.console import Console
 from skipway.utils.stop_signals import StopFlag
 
 SETTINGS = DecodeSettings(8, 9, 3, resize_mode="crop")
@@ -56,15 +56,6 @@ def mixed(tmp_path):
     (root / "train/cow/copy.jpg").write_bytes((root / "train/cow/0.png").read_bytes())
     fill(root / "val/dog", 1, side=20, channels=1)
     return root
-
-
-class Lines(Console):
-    def __init__(self):
-        super().__init__(quiet=True)
-        self.lines = []
-
-    def print(self, text):
-        self.lines.append(text)
 
 
 def decoded(root, storage=PLACES["memory"], settings=SETTINGS, console=None):
@@ -175,12 +166,12 @@ def test_damage_of_pixels_is_repaired_by_decoding_again(mixed, place):
     data[300] ^= 0xFF
     data[20 * 243 + 5] ^= 0xFF
     file.write_bytes(data)
-    console = Lines()
+    console = Words()
     images = decoded(mixed, PLACES[place], console=console)
     assert_same(images, plain)
     repaired = [line for line in console.lines if "damaged" in line]
     assert len(repaired) == (0 if place == "each batch" else 1) and "\n" not in "".join(repaired)
-    console = Lines()
+    console = Words()
     if place != "each batch":
         assert_same(decoded(mixed, PLACES[place], console=console), plain)
         assert not console.lines, "it was repaired in the file"
@@ -194,10 +185,10 @@ def test_a_damaged_file_of_the_cache_is_replaced(mixed, kind, cut):
     data = path.read_bytes()
     last = data[:-1] + bytes([data[-1] ^ 0xFF])
     path.write_bytes({"end": last, "middle": data[: len(data) // 2], "empty": b"", "text": b"{}\n" * 99}[cut])
-    console = Lines()
+    console = Words()
     assert_same(decoded(mixed, console=console), plain)
     assert len(console.lines) == (kind == "decoded")
-    console = Lines()
+    console = Words()
     assert_same(decoded(mixed, console=console), plain)
     assert not console.lines and {file.kind for file in cached_files()} == {"decoded", "stamps"}
 
@@ -205,10 +196,10 @@ def test_a_damaged_file_of_the_cache_is_replaced(mixed, kind, cut):
 def test_a_folder_in_the_place_of_the_cache_is_no_obstacle(mixed, cache):
     plain = decoded(mixed, PLACES["no cache"])
     cache.write_bytes(b"a file")
-    console = Lines()
+    console = Words()
     assert_same(decoded(mixed, console=console), plain)
     assert len(console.lines) == 1 and "the images stay in memory" in console.lines[0]
-    assert_same(decoded(mixed, PLACES["disk"], console=Lines()), plain)
+    assert_same(decoded(mixed, PLACES["disk"], console=Words()), plain)
 
 
 def test_a_full_disk_is_no_failure(mixed, tiny_disk, monkeypatch):
@@ -216,13 +207,13 @@ def test_a_full_disk_is_no_failure(mixed, tiny_disk, monkeypatch):
     plain = decoded(mixed, PLACES["no cache"], settings)
     monkeypatch.setenv("SKIPWAY_CACHE", str(tiny_disk))
     for place in ("memory", "disk"):
-        console = Lines()
+        console = Words()
         assert_same(decoded(mixed, PLACES[place], settings, console=console), plain)
         (line,) = console.lines
         assert "too little free space" in line and str(tiny_disk) in line
     monkeypatch.setattr(image_cache.ImageCache, "has_room", lambda self, needed: True)
     for place, end in (("memory", "the images stay in memory"), ("disk", "the images are decoded for each batch")):
-        console = Lines()
+        console = Words()
         assert_same(decoded(mixed, PLACES[place], settings, console=console), plain)
         (line,) = console.lines
         assert "No space left on device" in line and line.endswith(end)
@@ -429,7 +420,7 @@ def test_a_stop_ends_the_wait_and_keeps_what_is_decoded(tmp_path, monkeypatch):
 
 
 def test_a_damaged_disk_during_a_run_is_repaired(mixed):
-    images = decoded(mixed, PLACES["disk"], console=(console := Lines()))
+    images = decoded(mixed, PLACES["disk"], console=(console := Words()))
     wanted = np.asarray(images.pixels).copy()
     (file,) = [file.path for file in cached_files() if file.kind == "decoded"]
     damage(file, 0)
