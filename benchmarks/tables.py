@@ -165,30 +165,35 @@ def page() -> str:
     lines = []
     for held, title in ((True, "Tables that chose nothing"), (False, "Tables that chose the defaults")):
         names = [name for name, table in SETS.items() if table.held == held]
-        methods = [m for m in METHODS if all(name in results.get(m, {}) for name in names)]
+        methods = [m for m in METHODS if any(name in results.get(m, {}) for name in names)]
         lines += [f"## {title}", "", *_summary(results, methods, names), "", *_details(results, methods, names), ""]
     return "\n".join(lines)
 
 
 def _summary(results: dict[str, Any], methods: list[str], names: list[str]) -> list[str]:
-    """Return a table of mean ranks and ratios, with one line for each method."""
+    """Return a table of mean ranks and ratios, with one line for each method.
+
+    Methods that lack results of a table are not ranked. Their ratios are over the tables that they have.
+    """
     lines = [
         "| method | mean rank: R2 or accuracy | mean rank: MAE or log loss | error to that of boosting | "
         "lower than boosting | seconds of a fit, to those of boosting |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    means = {m: {n: np.mean(results[m][n], axis=0) for n in names} for m in methods}
-    for method in methods:
+    means = {m: {n: np.mean(results[m][n], axis=0) for n in names if n in results[m]} for m in methods}
+    ranked = [m for m in methods if len(means[m]) == len(names)]
+    for method, own in means.items():
         ranks = [
-            statistics.mean(_rank([sign * means[m][n][column] for m in methods], methods.index(method)) for n in names)
+            statistics.mean(_rank([sign * means[m][n][column] for m in ranked], ranked.index(method)) for n in names)
             for column, sign in ((0, -1), (1, 1))
+            if method in ranked
         ]
-        errors = [means[method][n][1] / means["boosting"][n][1] for n in names]
-        seconds = [means[method][n][2] / means["boosting"][n][2] for n in names]
+        errors = [own[n][1] / means["boosting"][n][1] for n in own]
+        seconds = [own[n][2] / means["boosting"][n][2] for n in own]
         lower = sum(error < 1 for error in errors)
-        cells = [*(f"{rank:.2f}" for rank in ranks), f"{statistics.geometric_mean(errors):.3f}"]
-        cells += [f"{lower} of {len(names)}", f"{statistics.median(seconds):.1f}"]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
+        cells = [f"{rank:.2f}" for rank in ranks] or ["", ""]
+        cells += [f"{statistics.geometric_mean(errors):.3f}", f"{lower} of {len(own)}"]
+        lines.append(f"| {method} | {' | '.join(cells)} | {statistics.median(seconds):.1f} |")
     return lines
 
 
@@ -204,7 +209,8 @@ def _details(results: dict[str, Any], methods: list[str], names: list[str]) -> l
         rows = len(SETS[name].load()[1])
         measures = ("R2", "MAE") if SETS[name].numbers else ("accuracy", "log loss")
         for column, measure in enumerate(measures):
-            cells = [f"{np.mean(results[m][name], axis=0)[column]:.4g}" for m in methods]
+            scores = [results[m].get(name) for m in methods]
+            cells = [f"{np.mean(score, axis=0)[column]:.4g}" if score else "" for score in scores]
             head = f"| {name} | {rows:,} |" if column == 0 else "| | |"
             lines.append(f"{head} {measure} | {' | '.join(cells)} |")
     return lines

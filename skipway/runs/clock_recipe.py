@@ -6,6 +6,7 @@ with a time limit, the rules are these. Their measurements are in benchmarks/res
 | value | rule |
 | --- | --- |
 | network | `WIDE_NETWORK` if `_WIDE_EPOCHS` or more of its epochs fit into the time, else the default network |
+| weight decay | `WIDE_WEIGHT_DECAY` for this network with Muon |
 | validation images | at most `_MOST_VALIDATION` if there are test images: the others improve the model more |
 | test-time augmentation | if its evaluation takes `_VIEWS_SHARE` of the time or less |
 """
@@ -25,9 +26,10 @@ from skipway.runs.recipe import Recipe
 from skipway.runs.time_budget import FINISH_SECONDS, image_size_for, quick_step_seconds, step_seconds_of
 from skipway.utils.devices import device_for
 
-__all__ = ["WIDE_NETWORK", "recipe_by_clock"]
+__all__ = ["WIDE_NETWORK", "WIDE_WEIGHT_DECAY", "recipe_by_clock"]
 
 WIDE_NETWORK = "resnet9m_gelu"
+WIDE_WEIGHT_DECAY = 0.2
 _WIDE_EPOCHS = 10
 _MOST_VALIDATION = 2_000
 _VIEWS_SHARE = 0.1
@@ -87,11 +89,19 @@ def _for_many_small_images(recipe: Recipe, source: Source, settings: DecodeSetti
     )
     per_image = seconds_of(WIDE_NETWORK, {})
     if (evaluated + _WIDE_EPOCHS * (count - held_out)) * per_image <= seconds:
-        recipe = replace(recipe, model=WIDE_NETWORK)
+        recipe = _with_wide_network(recipe)
     else:
         per_image = seconds_of(*auto_model(settings.size, count))
     if recipe.tta is None and evaluated * per_image <= _VIEWS_SHARE * seconds:
         recipe = replace(recipe, tta=True)
+    return recipe
+
+
+def _with_wide_network(recipe: Recipe) -> Recipe:
+    """Return a recipe with the wide network, and with its weight decay if both that and the optimizer are open."""
+    recipe = replace(recipe, model=WIDE_NETWORK)
+    if recipe.weight_decay is None and recipe.optimizer in ("auto", "muon"):
+        return replace(recipe, weight_decay=WIDE_WEIGHT_DECAY)
     return recipe
 
 

@@ -14,11 +14,12 @@ from skipway.commands.export import export_run
 from skipway.data.images.choose_decode_settings import SMALL
 from skipway.errors import InputError
 from skipway.runs import clock_recipe
-from skipway.runs.clock_recipe import WIDE_NETWORK, recipe_by_clock
+from skipway.runs.clock_recipe import WIDE_NETWORK, WIDE_WEIGHT_DECAY, recipe_by_clock
 from skipway.runs.recipe import Recipe
 from skipway.runs.train_run import dry_run, train
 from skipway.training.checkpoint import load_weights, save_weights
 
+WIDE = {"model": WIDE_NETWORK, "weight_decay": WIDE_WEIGHT_DECAY}
 STEPS = {WIDE_NETWORK: 1.2e-3, "resnet9": 0.6e-3}  # seconds per image, as on two cores with fast bf16
 CIFAR = {"train": 50_000, "val": 0, "test": 10_000}
 
@@ -42,7 +43,7 @@ def test_a_longer_time_makes_a_wider_network_and_before_that_several_views():
     few = {"val_fraction": 0.04}
     assert decided(time_limit=60.0) == few
     assert decided(time_limit=300.0) == few | {"tta": True}
-    assert decided(time_limit=900.0) == few | {"tta": True, "model": WIDE_NETWORK}
+    assert decided(time_limit=900.0) == few | WIDE | {"tta": True}
 
 
 def test_views_that_take_more_than_a_tenth_of_the_time_are_left_out():
@@ -52,7 +53,10 @@ def test_views_that_take_more_than_a_tenth_of_the_time_are_left_out():
 
 
 def test_what_is_asked_for_stays():
-    assert decided(time_limit=900.0, tta=False) == {"val_fraction": 0.04, "model": WIDE_NETWORK}
+    assert decided(time_limit=900.0, tta=False) == {"val_fraction": 0.04} | WIDE
+    assert decided(time_limit=900.0, tta=False, optimizer="muon") == {"val_fraction": 0.04} | WIDE
+    for options in ({"weight_decay": 0.1}, {"optimizer": "sgd"}, {"optimizer": "adamw"}):
+        assert decided(time_limit=900.0, tta=False, **options) == {"val_fraction": 0.04, "model": WIDE_NETWORK}
     assert decided(time_limit=60.0, tta=True) == {"val_fraction": 0.04}
     assert "val_fraction" not in decided(time_limit=900.0, val_fraction=0.1)
     assert "val_fraction" not in decided(time_limit=900.0, folds=5)
@@ -90,6 +94,7 @@ def test_the_model_carries_its_views_into_evaluation_and_prediction(many, tmp_pa
     run = train(many, output=tmp_path, console=words, **options)
     config = yaml.safe_load((run.path / "config.yaml").read_text())
     assert (config["model"], config["val_fraction"], config["tta"]) == (WIDE_NETWORK, 0.1, True)
+    assert config["weight_decay"] == WIDE_WEIGHT_DECAY
     assert run.network().plan["activation"] == "gelu" and run.network().spec.tta
     assert run.metrics["resolved"]["kept_epoch"] == "last" and run.metrics["best_epoch"] == len(run.history) == 2
     assert "predictions: mean over 6 views of each image" in words and "by the mean over 6 views" in words
