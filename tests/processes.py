@@ -62,6 +62,13 @@ def outputs_of(*processes):
             process.kill()
 
 
+def launched(folder, *words, **variables):
+    """(exit code, output with errors) of a command that starts processes of its own."""
+    process = start(sys.executable, "-m", *words, cwd=folder, env=environment(GLOO_SOCKET_IFNAME="lo", **variables))
+    ((output, errors),) = outputs_of(process)
+    return process.returncode, output + errors
+
+
 def wait_until(condition, process):
     """Wait for `condition()` as long as `process` lives."""
     deadline = time.monotonic() + HANG

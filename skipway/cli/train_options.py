@@ -78,7 +78,7 @@ def train(
 
         refuse_excess_processes(nproc, str(_option("device", "auto", options, config, resume)))
         stop_signals.STOP.defer()  # each process saves its state
-        return launch(nproc, COMMAND_LINE.words)
+        return launch(nproc, COMMAND_LINE.words, quiet=quiet, resumes=resume is not None)
     with paused_collection():
         from skipway.runs import train_run
 

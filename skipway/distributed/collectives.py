@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from skipway.distributed.restart import is_restart_requested
 from skipway.errors import InputError, Interrupted, printable
 
 __all__ = [
@@ -141,10 +142,15 @@ def explain_peer(error: Exception, run: str = "RUN") -> Interrupted | None:
     Args:
         error: error of a collective.
         run: run folder to name in the message.
+
+    Raises:
+        SystemExit: the other process has asked to start all processes again.
     """
     if is_peer_silent(error):
         reason = "another process does not respond"
     elif is_peer_lost(error):
+        if is_restart_requested():
+            raise SystemExit(Interrupted.exit_code)  # the process that ran out of memory has reported it
         time.sleep(1)  # the launcher polls several times a second and should report the process that ended first
         reason = "lost the connection to another process"
     else:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from skipway.distributed.collectives import explain_peer, world_size
+from skipway.distributed.restart import is_restart_requested
 from skipway.errors import InputError, Interrupted, printable
 from skipway.utils.devices import local_processes, refuse_excess_processes
 from skipway.utils.stop_signals import STOP
@@ -119,7 +120,8 @@ def leave_group() -> None:
     global _store
     _left.set()
     _store = None
-    if dist.is_available() and dist.is_initialized():
+    # Before a restart, this process ends at once: the others may wait for it, and it would wait for them.
+    if dist.is_available() and dist.is_initialized() and not is_restart_requested():
         dist.destroy_process_group()
 
 

@@ -26,7 +26,7 @@ class AgreedOutOfMemory(MemoryError):
 class OomAgreement:
     """Notes if this process runs out of memory in a step, instead of raising the error.
 
-    A single process, and processes that share the weights by FSDP, raise it.
+    A single process raises it, and so do processes that share the weights by FSDP; see `restart`.
 
     Args:
         trainer: its model is wrapped in DistributedDataParallel.

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from processes import environment, free_port, outputs_of, rank_environment, start
+from processes import environment, free_port, launched, outputs_of, rank_environment, start
 from safetensors.torch import load_file
 from small_runs import image_folder
 
@@ -32,13 +32,6 @@ if os.environ.get("RANK") == "1":
         return backward(*arguments, **options)
     torch.Tensor.backward = fatal
 """
-
-
-def launched(folder, *words, **variables):
-    """(exit code, output with errors) of a command that starts processes of its own."""
-    process = start(sys.executable, "-m", *words, cwd=folder, env=environment(GLOO_SOCKET_IFNAME="lo", **variables))
-    ((output, errors),) = outputs_of(process)
-    return process.returncode, output + errors
 
 
 @needs_processes
