@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/kernel_ratios.py [--case resnet20-32]
 
 A training step takes a batch of images from memory, augments it, and trains on it. A step of "features" computes the
-outputs of frozen layers, as `skipway train` does with pretrained weights. The variants take steps in turn, on the same
-images. CPU time of one thread is measured, in which other programs of the machine hardly count.
+outputs of frozen layers, as `skipway train` does with pretrained weights. A step of "table" trains the default network
+on 512 rows. The variants take steps in turn, on the same samples. CPU time of one thread is measured, in which other
+programs of the machine hardly count.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from unittest import mock
 import torch
 from gpu import noise
 from side_by_side import write
+from torch import Tensor
 from torch.nn import functional as F
 
 from skipway.data.image_spec import Spec
@@ -25,7 +27,10 @@ from skipway.data.images.loader import Augmentation, ImageBatches
 from skipway.export.openvino import engine
 from skipway.kernels import batchnorm, layer_dispatch
 from skipway.model_factory import create_model
+from skipway.models import table_stem
 from skipway.models.network import Network
+from skipway.models.table_layers import fit_pieces, quantile_edges
+from skipway.runs.defaults import TABLE_NETWORK
 from skipway.runs.feature_cache import frozen_layers
 from skipway.training.optimizers import make_optimizer
 from skipway.utils.malloc_settings import keep_freed_memory
@@ -42,8 +47,13 @@ WAYS = {  # name: (module, name in it, replacement) of the kernel that is off
     "without convolution": (layer_dispatch, "CONV", layer_dispatch.CONV.plain),
     "without zoom": (crop_zoom_flip, "ZOOM", crop_zoom_flip.ZOOM.plain),
     "without normalization": (loader, "NORMALIZE", loader.NORMALIZE.plain),
+    "without pieces": (table_stem, "TABLE_STEM", table_stem.TABLE_STEM.plain),
     "torch.compile": None,
 }
+
+
+TABLE = "table"
+NUMBERS, PIECES, CATEGORIES, ROWS = 10, 100, (8, 60, 200), 512
 
 
 def batches_of(stored: int, size: int, parts: str, batch: int) -> tuple[ImageBatches, Spec]:
@@ -55,7 +65,7 @@ def batches_of(stored: int, size: int, parts: str, batch: int) -> tuple[ImageBat
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", choices=CASES, nargs="+", default=list(CASES))
+    parser.add_argument("--case", choices=(*CASES, TABLE), nargs="+", default=[*CASES, TABLE])
     parser.add_argument("--steps", type=int, default=9)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -67,17 +77,7 @@ def main() -> None:
 
 def measure(case: str, steps: int) -> list[list[str]]:
     """Return the rows of one case."""
-    name, options, stored, size, parts, batch = CASES[case]
-    batches, spec = batches_of(stored, size, parts, batch)
-    work: dict[str, Callable[[], object]] = {}
-    for way in WAYS:
-        torch.manual_seed(0)
-        network = create_model(name, 10, **options)
-        if not case.startswith("features"):
-            work[way] = training_step(network, batches, is_compiled=way == "torch.compile")
-        elif way != "torch.compile":
-            network.spec = spec
-            work[way] = feature_step(network, batches)
+    work = table_steps() if case == TABLE else image_steps(case)
     seconds: dict[str, list[float]] = {way: [] for way in work}
     for step in range(2 + steps):
         for way, run in work.items():
@@ -92,8 +92,50 @@ def measure(case: str, steps: int) -> list[list[str]]:
     for way, values in seconds.items():
         ratios = [value / own for value, own in zip(values, seconds["all kernels"], strict=True)]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        rows.append([f"{case}, {way}", f"{statistics.median(values):.3f}", spread])
+        rows.append([f"{case}, {way}", f"{statistics.median(values):.4f}", spread])
     return rows
+
+
+def image_steps(case: str) -> dict[str, Callable[[], object]]:
+    """Return the steps of a case of images, in each way that concerns them."""
+    name, options, stored, size, parts, batch = CASES[case]
+    batches, spec = batches_of(stored, size, parts, batch)
+    work: dict[str, Callable[[], object]] = {}
+    for way in WAYS:
+        torch.manual_seed(0)
+        network = create_model(name, 10, **options)
+        if way == "without pieces":
+            continue
+        if not case.startswith("features"):
+            work[way] = training_step(network, batches, is_compiled=way == "torch.compile")
+        elif way != "torch.compile":
+            network.spec = spec
+            work[way] = feature_step(network, batches)
+    return work
+
+
+def table_steps() -> dict[str, Callable[[], object]]:
+    """Return the steps of the default network of tables, in each way that concerns it."""
+    numbers = torch.randn(ROWS, NUMBERS)
+    x = torch.cat([numbers, *(torch.randint(0, n, (ROWS, 1)) for n in CATEGORIES)], dim=1)
+    y = numbers[:, :1].sign()
+    return {way: table_step(x, y, is_compiled=way == "torch.compile") for way in list(WAYS)[:1] + list(WAYS)[-2:]}
+
+
+def table_step(x: Tensor, y: Tensor, *, is_compiled: bool) -> Callable[[], None]:
+    torch.manual_seed(0)
+    options = {**TABLE_NETWORK, "pieces": (PIECES,) * NUMBERS, "categories": CATEGORIES, "in_features": x.shape[1]}
+    network = create_model("resmlp", 1, **options)
+    fit_pieces(network, quantile_edges(x[:, :NUMBERS], PIECES), x)
+    optimizer = make_optimizer(network, "adamw", lr=0.004, momentum=0.9, weight_decay=0.05)
+    trained = torch.compile(network) if is_compiled else network
+
+    def step() -> None:
+        F.huber_loss(trained(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def training_step(network: Network, batches: ImageBatches, *, is_compiled: bool) -> Callable[[], None]:

@@ -14,9 +14,10 @@ from skipway.kernels.batchnorm import BATCH_NORM, has_norm_library, missing_norm
 from skipway.kernels.conv import CONV
 from skipway.kernels.kernel_eligibility import CURRENT_CALL, has_hooks, kernels_apply, kernels_enabled
 
-__all__ = ["call_layer", "call_with_kernels", "kernel_status", "run_layers"]
+__all__ = ["FUSED_STEPS", "call_layer", "call_with_kernels", "kernel_status", "run_layers"]
 
 Step = Callable[[Sequence[nn.Module], int, Any], tuple[Any, int]]
+FUSED_STEPS: dict[type[nn.Module], Step] = {}  # steps that fuse a layer of such a class with the following layers
 
 
 def run_layers(layers: Sequence[nn.Module], x: Any, step: Step | None = None) -> Any:
@@ -59,8 +60,10 @@ def call_layer(layers: Sequence[nn.Module], index: int, x: Any) -> tuple[Any, in
 
 
 def call_with_kernels(layers: Sequence[nn.Module], index: int, x: Any) -> tuple[Any, int]:
-    """Run the layer at `index` with a kernel if it is a convolution, or a batch norm, fused with a following ReLU."""
+    """Run the layer at `index` with a kernel if there is one for it, fused with the following layers that it needs."""
     layer = layers[index]
+    if type(layer) in FUSED_STEPS:
+        return FUSED_STEPS[type(layer)](layers, index, x)
     index += 1
     if type(layer) is nn.Conv2d:
         return CONV(layer, x), index

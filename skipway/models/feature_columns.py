@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from skipway.errors import InputError
-from skipway.models.mlp import Embed, ResMLPPlan, residual_block
+from skipway.models.mlp import ResMLPPlan, residual_block
+from skipway.models.table_layers import Embed
 from skipway.nn.chain import Chain
 from skipway.nn.joins import concat
 

@@ -12,13 +12,13 @@ Pieces and members: see `table_layers`.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from skipway.errors import InputError
 from skipway.models.architecture_plan import Plan
 from skipway.models.head import classifier
-from skipway.models.table_layers import Members, MergeMembers, Pieces
+from skipway.models.table_layers import Embed, Members, MergeMembers, Pieces
+from skipway.models.table_stem import TABLE_STEM as TABLE_STEM
 from skipway.nn.blocks import Shift, init_fixup, join_of, linear_rates, zero_last
 from skipway.nn.chain import Chain
 from skipway.nn.dropout import Dropout
@@ -26,7 +26,7 @@ from skipway.nn.joins import Gate, Scale
 from skipway.nn.skip import Skip, named_skips
 from skipway.nn.stochastic_depth import DROP_MODES
 
-__all__ = ["JOINS", "NETWORKS", "NORMS", "Embed", "ResMLPPlan", "residual_block", "resmlp"]
+__all__ = ["JOINS", "NETWORKS", "NORMS", "ResMLPPlan", "residual_block", "resmlp"]
 
 JOINS = ("add", "concat", "gate", "scale", "layerscale", "none")
 NORMS = ("batch", "layer", "none", "fixup")
@@ -116,45 +116,6 @@ class ResMLPPlan(Plan):
                 f"resmlp: expected at most {_MAX_PIECES:,} pieces and {_MAX_MEMBERS} members, got "
                 f"{sum(self.pieces):,} and {self.members}. Reduce them."
             )
-
-
-class Embed(nn.Module):
-    """Embed categorical columns: (B, F + K) -> (B, F + the sizes of the K embeddings).
-
-    An index outside a table is mapped to index 0. The embeddings of indices 0 (unseen) and 1 (missing) start at zero.
-
-    Args:
-        numbers: number F of numeric columns, which come first.
-        categories: number of indices of each of the K categorical columns.
-        max_width: maximum size of an embedding.
-
-    >>> Embed(2, (6,), 16)(torch.tensor([[0.5, 1.5, 3.0]])).shape
-    torch.Size([1, 5])
-    """
-
-    def __init__(self, numbers: int, categories: tuple[int, ...], max_width: int):
-        super().__init__()
-        self.numbers, self.categories, self.max_width = numbers, tuple(categories), max_width
-        widths = [min(max_width, (slots + 1) // 2) for slots in self.categories]
-        self.tables = nn.ModuleList(nn.Embedding(*size) for size in zip(self.categories, widths, strict=True))
-        self.out_features = numbers + sum(widths)
-        for table in self.tables:
-            assert isinstance(table, nn.Embedding)
-            nn.init.normal_(table.weight, std=table.embedding_dim**-0.5)
-            with torch.no_grad():
-                table.weight[:2] = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the numbers unchanged, followed by the embedding of each category."""
-        slots = x[:, self.numbers :].long()
-        known = torch.where((slots >= 0) & (slots < slots.new_tensor(self.categories)), slots, 0)
-        parts = [x[:, : self.numbers]]
-        parts += [table(known[:, i]) for i, table in enumerate(self.tables)]
-        return torch.cat(parts, dim=1)
-
-    def extra_repr(self) -> str:
-        """Return the constructor arguments."""
-        return f"{self.numbers}, {self.categories}, {self.max_width}"
 
 
 def resmlp(plan: ResMLPPlan) -> Chain:

@@ -1,6 +1,6 @@
-"""Layers of the network for tables: piecewise-linear inputs, and an ensemble of members that share their weights.
+"""Layers of the network for tables: piecewise-linear inputs, embeddings, and an ensemble that shares its weights.
 
-Shapes: B rows, D inputs, F of them numbers, k members, K outputs.
+Shapes: B rows, D inputs, F of them numbers and K categories, k members, K outputs of a member.
 Sources: piecewise-linear encoding of numbers, Gorishniy et al. 2022, arXiv:2203.05556; members that differ in factors
 of their inputs and in their heads, Gorishniy et al. 2024, arXiv:2410.24210; random signs as factors, Wen et al. 2020,
 arXiv:2002.06715.
@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Members", "MergeMembers", "Pieces", "fit_pieces", "quantile_edges"]
+from skipway.kernels.pieces import PieceTensors
+
+__all__ = ["Embed", "Members", "MergeMembers", "Pieces", "fit_pieces", "quantile_edges"]
 
 _GAIN = 0.5  # of the pieces: their inputs are many, and would dominate the linear ones
 _FEWEST_VALUES = 3  # distinct values of a number from which it has pieces
@@ -39,6 +41,9 @@ class Pieces(nn.Module):
     def __init__(self, counts: tuple[int, ...]):
         super().__init__()
         self.counts, total = tuple(counts), sum(counts)
+        starts = np.cumsum([0, *self.counts])[:-1].tolist()
+        used = [(i, start, n) for i, (start, n) in enumerate(zip(starts, self.counts, strict=True)) if n]
+        self._columns = torch.tensor(used, dtype=torch.int64).view(-1, 3)
         self.register_buffer("inputs", torch.tensor(np.repeat(np.arange(len(self.counts)), self.counts).tolist()))
         self.register_buffer("lower", torch.zeros(total))
         self.register_buffer("slope", torch.ones(total))
@@ -56,6 +61,11 @@ class Pieces(nn.Module):
         pieces = self._pieces(x).sub_(self.mean).mul_(_GAIN)
         return torch.cat([x[:, :numbers], pieces, x[:, numbers:]], dim=1)
 
+    def tensors(self) -> PieceTensors:
+        """Return the pieces as the kernel reads them."""
+        edges = self.lower, self.slope, self.mean
+        return PieceTensors(self._columns, *edges, gain=_GAIN, numbers=len(self.counts))
+
     def _pieces(self, x: Tensor) -> Tensor:
         # In place: memory takes more time than arithmetic.
         return (x.index_select(1, self.inputs) - self.lower).mul_(self.slope).clamp_(0, 1)
@@ -63,6 +73,50 @@ class Pieces(nn.Module):
     def extra_repr(self) -> str:
         """Return the total number of pieces, and the number of inputs that have some."""
         return f"{sum(self.counts)} pieces of {sum(count > 0 for count in self.counts)} numbers"
+
+
+class Embed(nn.Module):
+    """Embed categorical columns: (B, F + K) -> (B, F + the sizes of the K embeddings).
+
+    An index outside a table is mapped to index 0. The embeddings of indices 0 (unseen) and 1 (missing) start at zero.
+
+    Args:
+        numbers: number F of numeric columns, which come first.
+        categories: number of indices of each of the K categorical columns.
+        max_width: maximum size of an embedding.
+
+    >>> Embed(2, (6,), 16)(torch.tensor([[0.5, 1.5, 3.0]])).shape
+    torch.Size([1, 5])
+    """
+
+    def __init__(self, numbers: int, categories: tuple[int, ...], max_width: int):
+        super().__init__()
+        self.numbers, self.categories, self.max_width = numbers, tuple(categories), max_width
+        widths = [min(max_width, (slots + 1) // 2) for slots in self.categories]
+        self.tables = nn.ModuleList(nn.Embedding(*size) for size in zip(self.categories, widths, strict=True))
+        self.out_features = numbers + sum(widths)
+        for table in self.tables:
+            assert isinstance(table, nn.Embedding)
+            nn.init.normal_(table.weight, std=table.embedding_dim**-0.5)
+            with torch.no_grad():
+                table.weight[:2] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the numbers unchanged, followed by the embedding of each category."""
+        return torch.cat([x[:, : self.numbers], *self._embeddings(x[:, self.numbers :])], dim=1)
+
+    def embeddings(self, slots: Tensor) -> Tensor:
+        """Return the embeddings alone: (B, K) indices -> (B, the sizes of the K embeddings)."""
+        return torch.cat(self._embeddings(slots), dim=1)
+
+    def _embeddings(self, slots: Tensor) -> list[Tensor]:
+        slots = slots.long()
+        known = torch.where((slots >= 0) & (slots < slots.new_tensor(self.categories)), slots, 0)
+        return [table(known[:, i]) for i, table in enumerate(self.tables)]
+
+    def extra_repr(self) -> str:
+        """Return the constructor arguments."""
+        return f"{self.numbers}, {self.categories}, {self.max_width}"
 
 
 class Members(nn.Module):

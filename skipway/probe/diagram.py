@@ -18,8 +18,8 @@ from skipway.model_factory import input_shape as shape_for
 from skipway.model_factory import row_shapes
 from skipway.models import registry
 from skipway.models.architecture_plan import SMALL_STEMS
-from skipway.models.mlp import Embed
 from skipway.models.network import Network, build_meta_network
+from skipway.models.table_layers import Embed
 from skipway.nn.blocks import EfficientChannelAttention, SqueezeExcite
 from skipway.nn.dense import Dense
 from skipway.nn.example_inputs import Example, ExampleInputs
