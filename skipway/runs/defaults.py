@@ -114,11 +114,14 @@ _MOST_FOR_REGRESSION = 200_000  # training images: the features of more take min
 TABLE_NETWORK: dict[str, Any] = {"layers": 2, "width": 64, "dropout": 0.2, "members": 4, "pieces": "auto"}
 TABLE_DEFAULTS = FamilyDefaults(lr=4e-3, batch=128, momentum=0.9, weight_decay=0.05, label_smoothing=0.0)
 _HUBER = 1.0  # standard deviations
-_PIECES = {True: 32, False: 16}  # of each number, for a regression and for classes or labels
 _FEWEST_PIECES = 4
-_ROWS_PER_PIECE = 20
-_ALL_PIECES = 1024  # of all numbers of a table
+_ROWS_PER_PIECE = {True: 20, False: 40}  # for a regression, and for classes or labels
+_PIECES = {True: 128, False: 24}  # of each number
+_ALL_PIECES = {True: 2048, False: 160}  # of all numbers: many numbers overfit classes
+_FEW_ROWS, _FEW_PIECES = 2_000, 32  # fewer rows have fewer pieces
+_MOST_NUMBERS = 256  # more numbers have no pieces
 _TABLE_STEPS = 600
+_EPOCHS = {True: 1.3, False: 0.7}  # factors for a regression, and for classes or labels, which overfit earlier
 _SMALL_SET = 5_000  # training samples
 _MANY = 20_000  # training images
 _SMALL_SHARE = 0.05  # of the training images
@@ -137,16 +140,19 @@ def table_epochs(count: int, batch_size: int) -> int:
     return min(200, max(20, round(_TABLE_STEPS * batch_size / count)))
 
 
-def most_table_epochs(count: int) -> int:
+def most_table_epochs(count: int, *, is_regression: bool) -> int:
     """Return the most epochs that a test tries for `count` training rows; it ends earlier if they are too many."""
     passes = 18_000 + min(72 * count, 250_000 + 5.4 * count)  # rows in all epochs
-    return max(5, round(passes / count))
+    return max(5, round(passes * _EPOCHS[is_regression] / count))
 
 
 def most_pieces(count: int, numbers: int, *, is_regression: bool) -> int:
     """Return the most pieces of each of the `numbers` of a table with `count` training rows, or 0 for none."""
-    most = min(_PIECES[is_regression], max(count // _ROWS_PER_PIECE, _FEWEST_PIECES), _ALL_PIECES // max(numbers, 1))
-    return most if most >= _FEWEST_PIECES else 0
+    of_each = min(_PIECES[is_regression], count // _ROWS_PER_PIECE[is_regression])
+    if count < _FEW_ROWS:
+        of_each = min(of_each, _FEW_PIECES)
+    most = max(_FEWEST_PIECES, min(of_each, _ALL_PIECES[is_regression] // max(numbers, 1)))
+    return most if numbers <= _MOST_NUMBERS else 0
 
 
 def batch_size_for(recipe: Recipe, count: int) -> int:

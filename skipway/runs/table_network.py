@@ -96,7 +96,8 @@ def epochs_for_rows(
         poll: called before each batch, to raise an error if a stop was requested.
     """
     test = replace(settings, ema=None, grad_accum_steps=1, patience=None, time_limit=None)
-    most = most_table_epochs(len(rows))
+    assert network.spec is not None
+    most = most_table_epochs(len(rows), is_regression=network.spec.task == "regression")
     seconds = math.inf if settings.time_limit is None else _SHARE_OF_TIME * settings.time_limit
     parts = batches(rows[~held_out], settings.seed), batches(rows[held_out], None)
     return find_epochs(Trainer(network, test, str, task), *parts, most, seconds=seconds, poll=poll)

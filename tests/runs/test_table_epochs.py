@@ -73,7 +73,10 @@ def test_the_last_rows_are_held_out_if_the_split_is_by_time(tmp_path):
 
 def test_most_epochs_and_pieces_by_rows():
     counts = [100, 1_000, 10_000, 100_000, 1_000_000]
-    assert [most_table_epochs(n) for n in counts] == [252, 90, 32, 8, 6]
-    assert [most_pieces(n, 10, is_regression=True) for n in (100, 500, 2_000)] == [5, 25, 32]
-    assert most_pieces(2_000, 10, is_regression=False) == 16
+    assert [most_table_epochs(n, is_regression=True) for n in counts] == [328, 117, 42, 11, 7]
+    assert [most_table_epochs(n, is_regression=False) for n in counts] == [176, 63, 23, 6, 5]
+    counts = [100, 500, 1_000, 2_000, 10_000]
+    assert [most_pieces(n, 10, is_regression=True) for n in counts] == [5, 25, 32, 100, 128]
+    assert [most_pieces(n, 10, is_regression=False) for n in counts] == [4, 12, 16, 16, 16]
+    assert [most_pieces(2_000, n, is_regression=False) for n in (2, 60)] == [24, 4]
     assert most_pieces(2_000, 500, is_regression=True) == 0
