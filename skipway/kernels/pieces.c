@@ -36,7 +36,7 @@ static int64_t place_of(float value, const float *lower, int64_t count) {
     return first;
 }
 
-/* Compute the table (members, edges, width) of cumulative sums; `by_piece` has room for (pieces, width). */
+/* Compute the table (members, edges, width) of cumulative sums; `by_piece` has space for (pieces, width). */
 static void fill(const int64_t *columns, const float *mean, float gain, const float *weight, const float *factors,
                  const Sizes *s, float *by_piece, float *table) {
     int64_t width = s->width;
@@ -94,7 +94,7 @@ static float sum_of(const float *values, int64_t count) { /* in LANES parts, whi
 }
 
 /* Compute the gradients of weight and factors, at their places in arrays of the same strides. `by_piece` holds the
-weights of the forward pass; `sums` has room for (pieces + 3, width), and `table` is overwritten. */
+weights of the forward pass; `sums` has space for (pieces + 3, width), and `table` is overwritten. */
 void pieces_backward(const float *dy, const int64_t *columns, const float *mean, double gain, const float *factors,
                      const int64_t *sizes, const int64_t *places, const float *fractions, const float *by_piece,
                      float *table, float *sums, float *dweight, float *dfactors) {
