@@ -36,10 +36,14 @@ def launch(count: int, words: list[str], *, quiet: bool = False, resumes: bool =
     with tempfile.TemporaryDirectory(prefix="skipway-launch-") as folder:
         path = Path(folder) / "request.json"
         os.environ[restart.REQUEST] = str(path)
-        while request := _run(count, words, path):
-            os.environ[restart.MICROBATCHES] = str(request.microbatches)
-            if not resumes:
-                words = ["train", "--resume", request.folder, *(["--quiet"] if quiet else [])]
+        try:
+            while request := _run(count, words, path):
+                os.environ[restart.MICROBATCHES] = str(request.microbatches)
+                if not resumes:
+                    words = ["train", "--resume", request.folder, *(["--quiet"] if quiet else [])]
+        finally:
+            for name in (restart.REQUEST, restart.MICROBATCHES):
+                os.environ.pop(name, None)
 
 
 def _run(count: int, words: list[str], path: Path) -> restart.RestartRequest | None:

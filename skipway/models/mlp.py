@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 from torch import nn
 
 from skipway.errors import InputError
+from skipway.kernels.layer_dispatch import FUSED_STEPS
 from skipway.models.architecture_plan import Plan
 from skipway.models.head import classifier
 from skipway.models.table_layers import Embed, Members, MergeMembers, Pieces
-from skipway.models.table_stem import TABLE_STEM as TABLE_STEM
+from skipway.models.table_stem import run_stem
 from skipway.nn.blocks import Shift, init_fixup, join_of, linear_rates, zero_last
 from skipway.nn.chain import Chain
 from skipway.nn.dropout import Dropout
@@ -32,6 +33,7 @@ JOINS = ("add", "concat", "gate", "scale", "layerscale", "none")
 NORMS = ("batch", "layer", "none", "fixup")
 _MAX_PIECES, _MAX_MEMBERS = 1_000_000, 1024
 _MAX_BLOCKS = 3000  # a malicious plan must not fill the memory
+FUSED_STEPS[Pieces] = run_stem
 
 
 @dataclass(frozen=True, kw_only=True)

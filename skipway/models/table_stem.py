@@ -5,6 +5,7 @@ Shapes: see `table_layers`.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,49 +13,69 @@ import torch
 from torch import Tensor, nn
 
 from skipway.kernels.kernel_eligibility import Kernel, are_plain_cpu_tensors, has_hooks, kernels_apply
-from skipway.kernels.layer_dispatch import FUSED_STEPS
 from skipway.kernels.pieces import has_pieces_library, linear_of_pieces
 from skipway.models.table_layers import Embed, Members, Pieces
 
-__all__ = ["TABLE_STEM"]
+__all__ = ["TABLE_STEM", "run_stem"]
 
 _FEWEST_PIECES = 300  # pieces and rows from which the kernel is faster
 _FEWEST_ROWS = 32
 
 
-def _plain_stem(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
-    for layer in layers:
+@dataclass(frozen=True)
+class _Stem:
+    """The layers in order; a table may have no categories, and a network no members."""
+
+    pieces: Pieces
+    embed: Embed | None
+    members: Members | None
+    linear: nn.Linear
+
+    def layers(self) -> list[nn.Module]:
+        return [layer for layer in (self.pieces, self.embed, self.members, self.linear) if layer is not None]
+
+    def agrees(self, x: Tensor) -> bool:
+        """Return True if the sizes of rows `x` (B, F + K) and of all tensors agree: the kernel does not check them."""
+        numbers, total = len(self.pieces.counts), sum(self.pieces.counts)
+        inputs = numbers + total if self.embed is None else self.embed.out_features
+        return (
+            x.dim() == 2
+            and x.shape[1] == numbers + (0 if self.embed is None else len(self.embed.categories))
+            and (self.embed is None or self.embed.numbers == numbers + total)
+            and (self.members is None or self.members.factors.numel() == self.members.count * inputs)
+            and self.linear.weight.shape[1] == inputs
+            and all(len(edges) == total for edges in (self.pieces.lower, self.pieces.slope, self.pieces.mean))
+        )
+
+
+def _plain_stem(stem: _Stem, x: Tensor) -> Tensor:
+    for layer in stem.layers():
         x = layer(x)
     return x
 
 
-def _fits(layers: Sequence[nn.Module], x: Any) -> bool:
-    pieces, linear = layers[0], layers[-1]
-    members = layers[-2] if len(layers) > 2 and isinstance(layers[-2], Members) else None
-    assert isinstance(pieces, Pieces) and isinstance(linear, nn.Linear)
+def _fits(stem: _Stem, x: Any) -> bool:
+    pieces, members, layers = stem.pieces, stem.members, stem.layers()
     if not (kernels_apply(x) and sum(pieces.counts) >= _FEWEST_PIECES and len(x) >= _FEWEST_ROWS):
         return False
-    tensors = [x, pieces.lower, *(tensor for layer in layers[1:] for tensor in layer.parameters())]
+    tensors = [*pieces.buffers(), *(tensor for layer in layers for tensor in layer.parameters())]
     return (
-        x.dim() == 2
+        stem.agrees(x)
         and x.stride(1) == 1
         and not x.requires_grad
-        and linear.bias is not None
+        and stem.linear.bias is not None
         and (members is None or not members.training or len(x) % members.count == 0)
-        and all(tensor.dtype == torch.float32 for tensor in tensors)
-        and linear.weight.is_contiguous()
+        and all(tensor.dtype == torch.float32 for tensor in (x, *tensors) if tensor is not pieces.inputs)
+        and all(tensor.is_contiguous() for tensor in tensors)
         and not torch.is_autocast_enabled("cpu")
-        and are_plain_cpu_tensors(*tensors)
+        and are_plain_cpu_tensors(x, *tensors)
         and not any(map(has_hooks, layers))
         and has_pieces_library()  # last, because it may compile the library
     )
 
 
-def _fast_stem(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
-    pieces, linear = layers[0], layers[-1]
-    assert isinstance(pieces, Pieces) and isinstance(linear, nn.Linear)
-    embed = next((layer for layer in layers if isinstance(layer, Embed)), None)
-    members = next((layer for layer in layers if isinstance(layer, Members)), None)
+def _fast_stem(stem: _Stem, x: Tensor) -> Tensor:
+    pieces, embed, members, linear = stem.pieces, stem.embed, stem.members, stem.linear
     factors = torch.ones(1, linear.in_features) if members is None else members.factors.view(members.count, -1)
     repeats = members is not None and not members.training
     embedded = None if embed is None else embed.embeddings(x[:, len(pieces.counts) :])
@@ -79,17 +100,21 @@ def _stem_of_tensors(
     return nn.functional.linear((rows * factors).flatten(0, 1), weight, bias)
 
 
-TABLE_STEM = Kernel(_plain_stem, _fast_stem, _fits)  # (layers from the pieces to the linear one, x)
+TABLE_STEM = Kernel(_plain_stem, _fast_stem, _fits)  # (stem, x)
 
 
-def _run_stem(layers: Sequence[nn.Module], index: int, x: Any) -> tuple[Any, int]:
-    """Run the layers from the pieces on as one step if the linear layer follows them. See `run_layers`."""
-    end = index + 1
-    while end < len(layers) and type(layers[end]) in (Embed, Members):
-        end += 1
-    if end == len(layers) or type(layers[end]) is not nn.Linear:
-        return layers[index](x), index + 1
-    return TABLE_STEM(layers[index : end + 1], x), end + 1
+def run_stem(layers: Sequence[nn.Module], index: int, x: Any) -> tuple[Any, int]:
+    """Run the pieces at `index` and the layers up to the linear one as one step, or the pieces alone if it is missing.
 
-
-FUSED_STEPS[Pieces] = _run_stem
+    See `run_layers`.
+    """
+    following = iter([*layers[index + 1 : index + 4], None, None, None])
+    layer, found = next(following), {}
+    for name, kind in (("embed", Embed), ("members", Members)):
+        found[name] = layer if type(layer) is kind else None
+        layer = next(following) if found[name] is not None else layer
+    pieces = layers[index]
+    if type(layer) is not nn.Linear:
+        return pieces(x), index + 1
+    stem = _Stem(pieces, **found, linear=layer)  # type: ignore[arg-type]
+    return TABLE_STEM(stem, x), index + len(stem.layers())

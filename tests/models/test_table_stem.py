@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import skipway as sw
+from skipway.errors import InputError
 from skipway.kernels.pieces import has_pieces_library
 from skipway.models import table_stem
 from skipway.models.table_layers import Embed, Members, Pieces, fit_pieces, quantile_edges
@@ -23,7 +24,7 @@ def used(monkeypatch):
     uses = []
     fast = table_stem._fast_stem
     kernel = copy.copy(table_stem.TABLE_STEM)
-    object.__setattr__(kernel, "fast", lambda layers, x: uses.append(len(x)) or fast(layers, x))
+    object.__setattr__(kernel, "fast", lambda stem, x: uses.append(len(x)) or fast(stem, x))
     monkeypatch.setattr(table_stem, "TABLE_STEM", kernel)
     monkeypatch.setattr(table_stem, "_FEWEST_PIECES", 1)
     monkeypatch.setattr(table_stem, "_FEWEST_ROWS", 1)
@@ -172,6 +173,19 @@ def test_layers_of_another_order_run_one_by_one(used):
     network(x)
     assert not used
     Chain(stem.pieces)(x)
+    assert not used
+
+
+@needs_compiler
+def test_layers_whose_sizes_disagree_report_it_as_they_do_alone(used):
+    x, stem = rows_of(categories=(4,)), stem_of(rows_of(categories=(4,)), categories=(4,))
+    for name, layer in (("stem", nn.Linear(9, 19)), ("members", Members(4, 9)), ("embed", Embed(9, (4,), 8))):
+        network = copy.deepcopy(stem)
+        network[name] = layer
+        with pytest.raises((InputError, RuntimeError, IndexError)):
+            network(x)
+    with pytest.raises((InputError, RuntimeError, IndexError)):
+        stem(x[:, :2])
     assert not used
 
 
