@@ -6,6 +6,8 @@ of their inputs and in their heads, Gorishniy et al. 2024, arXiv:2410.24210; ran
 arXiv:2002.06715.
 """
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -41,9 +43,6 @@ class Pieces(nn.Module):
     def __init__(self, counts: tuple[int, ...]):
         super().__init__()
         self.counts, total = tuple(counts), sum(counts)
-        starts = np.cumsum([0, *self.counts])[:-1].tolist()
-        used = [(i, start, n) for i, (start, n) in enumerate(zip(starts, self.counts, strict=True)) if n]
-        self._columns = torch.tensor(used, dtype=torch.int64).view(-1, 3)
         self.register_buffer("inputs", torch.tensor(np.repeat(np.arange(len(self.counts)), self.counts).tolist()))
         self.register_buffer("lower", torch.zeros(total))
         self.register_buffer("slope", torch.ones(total))
@@ -60,6 +59,12 @@ class Pieces(nn.Module):
         numbers = len(self.counts)
         pieces = self._pieces(x).sub_(self.mean).mul_(_GAIN)
         return torch.cat([x[:, :numbers], pieces, x[:, numbers:]], dim=1)
+
+    @cached_property
+    def _columns(self) -> Tensor:
+        starts = np.cumsum([0, *self.counts])[:-1].tolist()
+        used = [(i, start, n) for i, (start, n) in enumerate(zip(starts, self.counts, strict=True)) if n]
+        return torch.tensor(used, dtype=torch.int64).view(-1, 3)
 
     def tensors(self) -> PieceTensors:
         """Return the pieces as the kernel reads them."""
