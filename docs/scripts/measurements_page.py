@@ -20,7 +20,7 @@ GROUPS = {
     "Photographs": ("photographs-flowers", "photographs-flowers-one-core", "photographs-ants_bees")
     + ("photographs-clothing", "transfer", "from-scratch", "from-scratch-without-amx", "mirror-test"),
     "Small images": ("small-images", "whole-commands", "time-to-accuracy"),
-    "Accuracy on tables": ("tables", "tables-blended"),
+    "Accuracy on tables": ("tables",),
     "Data": ("tables-of-images", "labels-and-numbers", "large-set", "table-reading-100000", "table-reading-1000000"),
     "Training speed": ("training-step-resnet18-32", "training-step-resnet20-32", "training-step-resnet50-224-16")
     + ("drop-path", "loader", "first-step", "processes", "checkpoint", "kernel-ratios", "kernel-overhead"),
