@@ -87,13 +87,20 @@ def test_no_page_and_no_benchmark_names_a_former_option():
 def test_more_processes_than_devices_are_refused_before_they_start(tmp_path, monkeypatch):
     started = []
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.setattr(launch, "launch", lambda count, words: started.append(count))
+    monkeypatch.setattr(launch, "launch", lambda count, words, **how: started.append((count, how)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    (tmp_path / "cpu.yaml").write_text("device: cpu")
+    (tmp_path / "cpu").mkdir()
+    for path in ("cpu.yaml", "cpu/config.yaml"):
+        (tmp_path / path).write_text("device: cpu")
     train("digits", nproc=3, config=tmp_path / "cpu.yaml")
-    train("digits", nproc=2)
-    assert started == [3, 2]
+    train("digits", nproc=2, quiet=True)
+    train(resume=tmp_path / "cpu", nproc=2)
+    assert started == [
+        (3, {"quiet": False, "resumes": False}),
+        (2, {"quiet": True, "resumes": False}),
+        (2, {"quiet": False, "resumes": True}),
+    ]
     with pytest.raises(InputError, match="cannot train in 3 processes on cuda: .* which are 2 here. Use --nproc 2"):
         train("digits", nproc=3)
     run = tmp_path / "run"

@@ -148,7 +148,7 @@ def test_another_error_is_not_taken_for_one_of_memory(tmp_path):
     with pytest.raises(RuntimeError, match="size mismatch"):
         retry_with_microbatches(
             lambda: (_ for _ in ()).throw(RuntimeError("size mismatch")),
-            None,
+            Trainer(network(), settings(epochs=1)),
             folder=tmp_path,
             batch_size=8,
             console=Console(quiet=True),
