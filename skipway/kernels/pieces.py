@@ -113,8 +113,8 @@ class _LinearOfPieces(torch.autograd.Function):
         repeat = members if how.repeats else 1
         stride = weight.shape[1]
         sizes = torch.tensor([len(y), repeat, x.stride(0), numbers, total, width, stride, members])
-        by_piece, table = torch.empty(total, width), torch.empty(members * edges, width)
-        places, fractions = torch.empty(len(y), numbers, dtype=torch.int64), torch.empty(len(y), numbers)
+        by_piece, table = x.new_empty(total, width), x.new_empty(members * edges, width)
+        places, fractions = pieces.columns.new_empty(len(y), numbers), x.new_empty(len(y), numbers)
         tensors = x, pieces.columns, pieces.lower, pieces.slope, pieces.mean
         results = by_piece, table, places, fractions, y
         own = weight[:, first:], factors[:, first:]
@@ -131,7 +131,7 @@ class _LinearOfPieces(torch.autograd.Function):
         pieces, dy = ctx.how.pieces, dy.contiguous()
         first, total = pieces.numbers, len(pieces.lower)
         dweight, dfactors = torch.empty_like(weight), torch.empty_like(factors)
-        sums = torch.empty(total + 3, len(weight))
+        sums = x.new_empty(total + 3, len(weight))
         tensors = dy, pieces.columns, pieces.mean
         own = factors[:, first:], ctx.sizes, places, fractions, by_piece, table, sums
         _call("pieces_backward", *tensors, pieces.gain, *own, dweight[:, first:], dfactors[:, first:])

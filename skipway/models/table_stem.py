@@ -76,7 +76,9 @@ def _fits(stem: _Stem, x: Any) -> bool:
 
 def _fast_stem(stem: _Stem, x: Tensor) -> Tensor:
     pieces, embed, members, linear = stem.pieces, stem.embed, stem.members, stem.linear
-    factors = torch.ones(1, linear.in_features) if members is None else members.factors.view(members.count, -1)
+    factors = (
+        linear.weight.new_ones(1, linear.in_features) if members is None else members.factors.view(members.count, -1)
+    )
     repeats = members is not None and not members.training
     embedded = None if embed is None else embed.embeddings(x[:, len(pieces.counts) :])
     plain = partial(_stem_of_tensors, pieces, repeats)

@@ -210,3 +210,17 @@ def test_training_with_it_equals_training_without_it(monkeypatch, used):
     assert len(used) == 20
     torch.testing.assert_close(fast, trained("off"), rtol=1e-3, atol=1e-5)
     assert len(used) == 20
+
+
+@needs_compiler
+@pytest.mark.parametrize("members", [1, 4])
+def test_the_default_dtype_does_not_matter(used, members):
+    x = rows_of()
+    network = stem_of(x, members=members)
+    expected = results(network, x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = results(network, x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert used == [24, 24] and all(map(torch.equal, found, expected))
