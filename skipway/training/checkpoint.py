@@ -51,6 +51,7 @@ __all__ = [
 
 _STEP = re.compile(r"step-(\d{8,18})(?:\.(\d{1,9}))?", re.ASCII)
 _MAX_VALUES = 500_000  # Python needs 1 microsecond and 64 bytes per value
+_ATTEMPTS = 10  # readings of a folder that another process changes meanwhile
 _MAX_TENSORS = 20_000  # safetensors needs 13 microseconds per tensor that a forged header declares
 
 
@@ -153,22 +154,45 @@ def _require_run(folder: Path, step: int) -> None:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Load the newest step in `folder` that passes its checksums. Raise InputError if there is none."""
+    """Load the newest step in `folder` that passes its checksums. Raise InputError if there is none.
+
+    An older step is loaded only if the newer ones are damaged: if another process replaces a step while it is read, the
+    folder is read again.
+    """
     folder = Path(folder)
-    refused: list[str] = []
-    try:
-        steps = _list_steps(folder)
-    except OSError as error:
-        raise InputError(f"cannot list steps in {printable(folder)}: {error.strerror}. Pass a run folder.") from error
-    for step, _, path in steps:
+    for _ in range(_ATTEMPTS):
         try:
-            return Checkpoint(step, *read_step(path, step), path, tuple(refused))
+            before = _inodes(folder)
+            loaded, refused = _load_newest(folder)
+            if not refused or _inodes(folder) == before:
+                break
+        except OSError as error:
+            raise InputError(
+                f"cannot list steps in {printable(folder)}: {error.strerror}. Pass a run folder."
+            ) from error
+    if loaded is None:
+        reasons = "; ".join(refused) if refused else "the folder has no steps"
+        raise InputError(f"cannot load a checkpoint from {printable(folder)}: {reasons}. Start a new run.")
+    return loaded
+
+
+def _load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest step that passes its checksums, and a line with the reason for each newer step."""
+    refused: list[str] = []
+    for step, _, path in _list_steps(folder):
+        try:
+            return Checkpoint(step, *read_step(path, step), path, tuple(refused)), refused
         except NewerSchema:
             raise
         except InputError as error:
             refused.append(str(error))
-    reasons = "; ".join(refused) if refused else "the folder has no steps"
-    raise InputError(f"cannot load a checkpoint from {printable(folder)}: {reasons}. Start a new run.")
+    return None, refused
+
+
+def _inodes(folder: Path) -> dict[str, int]:
+    """Return the number of each step in the file system, which changes if the step is replaced."""
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.inode() for entry in entries if _STEP.fullmatch(entry.name)}
 
 
 def load_state(folder: Path) -> dict[str, Any]:
