@@ -112,7 +112,7 @@ class _LinearOfPieces(torch.autograd.Function):
         numbers, edges = len(pieces.columns), total + len(pieces.columns)
         repeat = members if how.repeats else 1
         stride = weight.shape[1]
-        sizes = torch.tensor([len(y), repeat, x.stride(0), numbers, total, width, stride, members])
+        sizes = torch.tensor([len(y), repeat, x.stride(0), numbers, total, width, stride, members], device="cpu")
         by_piece, table = x.new_empty(total, width), x.new_empty(members * edges, width)
         places, fractions = pieces.columns.new_empty(len(y), numbers), x.new_empty(len(y), numbers)
         tensors = x, pieces.columns, pieces.lower, pieces.slope, pieces.mean

@@ -64,7 +64,7 @@ class Pieces(nn.Module):
     def _columns(self) -> Tensor:
         starts = np.cumsum([0, *self.counts])[:-1].tolist()
         used = [(i, start, n) for i, (start, n) in enumerate(zip(starts, self.counts, strict=True)) if n]
-        return torch.tensor(used, dtype=torch.int64).view(-1, 3)
+        return torch.tensor(used, dtype=torch.int64, device="cpu").view(-1, 3)
 
     def tensors(self) -> PieceTensors:
         """Return the pieces as the kernel reads them."""

@@ -213,6 +213,34 @@ def test_training_with_it_equals_training_without_it(monkeypatch, used):
 
 
 @needs_compiler
+def test_a_network_that_is_built_on_the_meta_device_uses_it(used):
+    """As a trained one is read from its file."""
+    x = rows_of()
+    network = stem_of(x)
+    with torch.device("meta"):
+        other = Chain(
+            pieces=Pieces(network.pieces.counts),
+            members=Members(4, network.stem.in_features),
+            stem=nn.Linear(network.stem.in_features, 19),
+        )
+    other.to_empty(device="cpu").load_state_dict(network.state_dict())
+    assert all(map(torch.equal, results(other, x), results(network, x)))
+    assert used == [24, 24]
+
+
+@needs_compiler
+def test_a_run_and_its_loaded_model_use_it(used, tmp_path, monkeypatch):
+    run = sw.train("wine", epochs=2, output=tmp_path)
+    assert used
+    model, x = sw.load(run.path), torch.randn(16, 13)
+    before = len(used)
+    fast = model(x)
+    assert len(used) == before + 1
+    monkeypatch.setenv("SKIPWAY_KERNELS", "off")
+    torch.testing.assert_close(model(x), fast)
+
+
+@needs_compiler
 @pytest.mark.parametrize("members", [1, 4])
 def test_the_default_dtype_does_not_matter(used, members):
     x = rows_of()
