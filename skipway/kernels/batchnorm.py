@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from skipway.kernels.build import has_openmp, library, missing_reason
+from skipway.kernels.double_backward import differentiable_gradients
 from skipway.kernels.kernel_eligibility import Kernel, are_plain_cpu_tensors, has_hooks, kernels_apply
 
 __all__ = ["BATCH_NORM", "fusable_norm", "has_norm_library", "missing_norm_reason"]
@@ -156,9 +157,7 @@ def _differentiable(ctx: Any, inputs: tuple[Tensor | None, ...], dy: Tensor) -> 
     y = torch.nn.functional.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps)  # type: ignore[arg-type]
     y = y if shortcut is None else y + shortcut
     y = torch.relu(y) if ctx.relu else y
-    leaves = [t for t, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed and t is not None]
-    gradients = iter(torch.autograd.grad(y, leaves, dy, create_graph=True))
-    return [next(gradients) if needed else None for needed in ctx.needs_input_grad[:4]]
+    return differentiable_gradients(y, inputs, ctx.needs_input_grad[:4], dy)
 
 
 BATCH_NORM = Kernel(_plain_norm, _fast_norm, _norm_fits)

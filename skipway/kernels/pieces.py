@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from skipway.kernels.build import library
+from skipway.kernels.double_backward import differentiable_gradients
 
 __all__ = ["PieceTensors", "has_pieces_library", "linear_of_pieces"]
 
@@ -78,6 +79,10 @@ class _How:
     repeats: bool
     plain: Callable[..., Tensor]
 
+    def by_member(self, rows: Tensor, members: int) -> Tensor:
+        """Return rows (B, D) as (B, 1, D), which all members share, or as (B / k, k, D), one for each member."""
+        return rows[:, None] if self.repeats else rows.reshape(-1, members, rows.shape[1])
+
 
 @cache
 def _library() -> ctypes.CDLL | None:
@@ -106,8 +111,7 @@ class _LinearOfPieces(torch.autograd.Function):
         pieces = how.pieces
         first, total, members, width = pieces.numbers, len(pieces.lower), len(factors), len(weight)
         others = x[:, :first] if embedded is None else torch.cat([x[:, :first], embedded], 1)
-        inputs = others[:, None] if how.repeats else others.reshape(-1, members, others.shape[1])
-        inputs = (inputs * _without(factors, first, total)).flatten(0, 1)
+        inputs = (how.by_member(others, members) * _without(factors, first, total)).flatten(0, 1)
         y = torch.addmm(bias, inputs, _without(weight, first, total).T)
         numbers, edges = len(pieces.columns), total + len(pieces.columns)
         repeat = members if how.repeats else 1
@@ -127,19 +131,19 @@ class _LinearOfPieces(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, embedded, weight, bias, factors, others, inputs, by_piece, table, places, fractions = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True, for second derivatives
-            return *_differentiable(ctx, (x, embedded, weight, bias, factors), dy), None
+            tensors = x, embedded, weight, bias, factors
+            return *differentiable_gradients(ctx.how.plain(*tensors), tensors, ctx.needs_input_grad[:5], dy), None
         pieces, dy = ctx.how.pieces, dy.contiguous()
         first, total = pieces.numbers, len(pieces.lower)
         dweight, dfactors = torch.empty_like(weight), torch.empty_like(factors)
         sums = x.new_empty(total + 3, len(weight))
-        tensors = dy, pieces.columns, pieces.mean
+        read = dy, pieces.columns, pieces.mean
         own = factors[:, first:], ctx.sizes, places, fractions, by_piece, table, sums
-        _call("pieces_backward", *tensors, pieces.gain, *own, dweight[:, first:], dfactors[:, first:])
+        _call("pieces_backward", *read, pieces.gain, *own, dweight[:, first:], dfactors[:, first:])
         members, rows = len(factors), len(others)
         of_others = torch.mm(dy.T, inputs)
         dinputs = torch.mm(dy, _without(weight, first, total)).view(-1, members, others.shape[1])
-        parts = others[:, None] if ctx.how.repeats else others.view(-1, members, others.shape[1])
-        of_factors = (dinputs * parts).sum(0)
+        of_factors = (dinputs * ctx.how.by_member(others, members)).sum(0)
         for gradient, others_of_it in ((dweight, of_others), (dfactors, of_factors)):
             gradient[:, :first] = others_of_it[:, :first]
             gradient[:, first + total :] = others_of_it[:, first:]
@@ -153,14 +157,6 @@ class _LinearOfPieces(torch.autograd.Function):
 def _without(tensor: Tensor, first: int, count: int) -> Tensor:
     """Return a tensor without the `count` columns from `first` on."""
     return torch.cat([tensor[:, :first], tensor[:, first + count :]], 1)
-
-
-def _differentiable(ctx: Any, inputs: tuple[Tensor | None, ...], dy: Tensor) -> list[Tensor | None]:
-    """Compute the gradients of `inputs` with differentiable operations."""
-    needed = ctx.needs_input_grad[: len(inputs)]
-    leaves = [t for t, is_needed in zip(inputs, needed, strict=True) if is_needed and t is not None]
-    gradients = iter(torch.autograd.grad(ctx.how.plain(*inputs), leaves, dy, create_graph=True))
-    return [next(gradients) if is_needed else None for is_needed in needed]
 
 
 def _call(name: str, *values: Any) -> None:

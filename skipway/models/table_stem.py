@@ -7,16 +7,19 @@ Shapes: see `table_layers`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from skipway.kernels.kernel_eligibility import Kernel, are_plain_cpu_tensors, has_hooks, kernels_apply
+from skipway.kernels.layer_dispatch import call_layer, run_layers
 from skipway.kernels.pieces import has_pieces_library, linear_of_pieces
 from skipway.models.table_layers import Embed, Members, Pieces
 
 __all__ = ["TABLE_STEM", "run_stem"]
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 _FEWEST_PIECES = 300  # pieces and rows from which the kernel is faster
 _FEWEST_ROWS = 32
@@ -49,9 +52,8 @@ class _Stem:
 
 
 def _plain_stem(stem: _Stem, x: Tensor) -> Tensor:
-    for layer in stem.layers():
-        x = layer(x)
-    return x
+    outputs: Tensor = run_layers(stem.layers(), x, call_layer)
+    return outputs
 
 
 def _fits(stem: _Stem, x: Any) -> bool:
@@ -110,13 +112,17 @@ def run_stem(layers: Sequence[nn.Module], index: int, x: Any) -> tuple[Any, int]
 
     See `run_layers`.
     """
-    following = iter([*layers[index + 1 : index + 4], None, None, None])
-    layer, found = next(following), {}
-    for name, kind in (("embed", Embed), ("members", Members)):
-        found[name] = layer if type(layer) is kind else None
-        layer = next(following) if found[name] is not None else layer
-    pieces = layers[index]
-    if type(layer) is not nn.Linear:
+    pieces, *following = layers[index : index + 4]
+    assert isinstance(pieces, Pieces)
+    embed, members, linear = _take(following, Embed), _take(following, Members), _take(following, nn.Linear)
+    if linear is None:
         return pieces(x), index + 1
-    stem = _Stem(pieces, **found, linear=layer)  # type: ignore[arg-type]
+    stem = _Stem(pieces, embed, members, linear)
     return TABLE_STEM(stem, x), index + len(stem.layers())
+
+
+def _take(layers: list[nn.Module], kind: type[Layer]) -> Layer | None:
+    """Remove and return the first layer if it is of this class and of no subclass, which may compute something else."""
+    if layers and type(layers[0]) is kind:
+        return cast(Layer, layers.pop(0))
+    return None

@@ -375,27 +375,27 @@ def test_a_missing_file_or_folder_is_refused_and_the_step_before_it_used(tmp_pat
 
 @pytest.mark.parametrize("is_renamed_back", [False, True])
 def test_a_step_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch, is_renamed_back):
-    """As a process writes it: the new one beside the old one, which goes; then it gets the name of the old one."""
+    """As a process writes it: the new one next to the old one, which is removed; then the new one gets its name."""
     for step in (8, 9):
         checkpoint.save_checkpoint(tmp_path, step, {"w": torch.full((2,), float(step))}, {"n": step})
-    newest, beside = tmp_path / "step-00000009", tmp_path / "step-00000009.1"
+    newest, rewritten = tmp_path / "step-00000009", tmp_path / "step-00000009.1"
     read, calls = checkpoint.read_step, []
 
     def replaced(path, step):
         calls.append(path.name)
         if len(calls) == 1:
-            shutil.copytree(newest, beside)
+            shutil.copytree(newest, rewritten)
             shutil.rmtree(newest)
         try:
             return read(path, step)
         finally:
             if len(calls) == 1 and is_renamed_back:
-                beside.rename(newest)
+                rewritten.rename(newest)
 
     monkeypatch.setattr(checkpoint, "read_step", replaced)
     loaded = checkpoint.load_checkpoint(tmp_path)
     assert loaded.step == 9 and loaded.tensors["w"].tolist() == [9, 9] and not loaded.refused
-    last = newest.name if is_renamed_back else beside.name
+    last = newest.name if is_renamed_back else rewritten.name
     assert calls == [newest.name, "step-00000008", last]
 
 
