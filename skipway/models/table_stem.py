@@ -37,6 +37,13 @@ class _Stem:
     def layers(self) -> list[nn.Module]:
         return [layer for layer in (self.pieces, self.embed, self.members, self.linear) if layer is not None]
 
+    def tensors(self) -> list[Tensor]:
+        """Return the floating-point tensors of the layers. `parameters()` takes several times as long."""
+        pieces, tables = self.pieces, () if self.embed is None else self.embed.tables
+        modules = [*tables, self.linear] if self.members is None else [*tables, self.members, self.linear]
+        parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+        return [pieces.lower, pieces.slope, pieces.mean, *parameters]
+
     def agrees(self, x: Tensor) -> bool:
         """Return True if the sizes of rows `x` (B, F + K) and of all tensors agree: the kernel does not check them."""
         numbers, total = len(self.pieces.counts), sum(self.pieces.counts)
@@ -57,21 +64,21 @@ def _plain_stem(stem: _Stem, x: Tensor) -> Tensor:
 
 
 def _fits(stem: _Stem, x: Any) -> bool:
-    pieces, members, layers = stem.pieces, stem.members, stem.layers()
-    if not (kernels_apply(x) and sum(pieces.counts) >= _FEWEST_PIECES and len(x) >= _FEWEST_ROWS):
+    members = stem.members
+    if not (kernels_apply(x) and sum(stem.pieces.counts) >= _FEWEST_PIECES and len(x) >= _FEWEST_ROWS):
         return False
-    tensors = [*pieces.buffers(), *(tensor for layer in layers for tensor in layer.parameters())]
+    tensors = stem.tensors()
     return (
         stem.agrees(x)
         and x.stride(1) == 1
         and not x.requires_grad
         and stem.linear.bias is not None
         and (members is None or not members.training or len(x) % members.count == 0)
-        and all(tensor.dtype == torch.float32 for tensor in (x, *tensors) if tensor is not pieces.inputs)
+        and all(tensor.dtype == torch.float32 for tensor in (x, *tensors))
         and all(tensor.is_contiguous() for tensor in tensors)
         and not torch.is_autocast_enabled("cpu")
         and are_plain_cpu_tensors(x, *tensors)
-        and not any(map(has_hooks, layers))
+        and not any(map(has_hooks, stem.layers()))
         and has_pieces_library()  # last, because it may compile the library
     )
 

@@ -66,8 +66,8 @@ class StepLog:
             value = value.detach()
             self.skip = self.skip | ~torch.isfinite(value)
             self.checked.append(_Checked(value.float(), what, step, ids))
-        elif not torch.isfinite(value):
-            self._refuse(_Checked(value, what, step, ids), value.item())
+        elif not math.isfinite(number := value.item()):
+            self._refuse(_Checked(value, what, step, ids), number)
 
     def add(self, loss: Tensor, outputs: Tensor, y: Tensor, weights: Tensor | None) -> None:
         """Add the loss and the metric of a microbatch to the sums, now or at the next reading.
