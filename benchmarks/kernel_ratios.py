@@ -30,8 +30,8 @@ from skipway.model_factory import create_model
 from skipway.models import table_stem
 from skipway.models.network import Network
 from skipway.models.table_layers import fit_pieces, quantile_edges
-from skipway.runs.defaults import TABLE_NETWORK
 from skipway.runs.feature_cache import frozen_layers
+from skipway.runs.table_defaults import table_network_options
 from skipway.training.optimizers import make_optimizer
 from skipway.utils.malloc_settings import keep_freed_memory
 
@@ -125,7 +125,12 @@ def table_steps() -> dict[str, Callable[[], object]]:
 
 def table_step(x: Tensor, y: Tensor, *, is_compiled: bool) -> Callable[[], None]:
     torch.manual_seed(0)
-    options = {**TABLE_NETWORK, "pieces": (PIECES,) * NUMBERS, "categories": CATEGORIES, "in_features": x.shape[1]}
+    options = {
+        **table_network_options(10_000, ROWS, "regression"),
+        "pieces": (PIECES,) * NUMBERS,
+        "categories": CATEGORIES,
+        "in_features": x.shape[1],
+    }
     network = create_model("resmlp", 1, **options)
     fit_pieces(network, quantile_edges(x[:, :NUMBERS], PIECES), x)
     optimizer = make_optimizer(network, "adamw", lr=0.004, momentum=0.9, weight_decay=0.05)

@@ -299,7 +299,7 @@ def test_sample_weights_are_checked_in_the_words_of_scikit_learn(weights, messag
 def test_class_weights_shift_the_probabilities():
     X = np.zeros((200, 1))
     y = np.array(["rare"] * 20 + ["usual"] * 180)
-    options = QUICK | {"epochs": 40}
+    options = QUICK | {"epochs": 40, "batch_size": 32}
 
     def share(class_weight, weights=None):
         return SkipClassifier(**options, class_weight=class_weight).fit(X, y, weights).predict_proba(X)[0, 0]
@@ -309,6 +309,21 @@ def test_class_weights_shift_the_probabilities():
     assert share("balanced", np.where(y == "rare", 9.0, 1.0)) == pytest.approx(0.5, abs=0.1)  # balanced already
     with pytest.raises(ValueError, match="The classes, \\['usual'\\], are not in class_weight"):
         SkipClassifier(**QUICK, class_weight={"rare": 1.0, "other": 2.0}).fit(X, y)
+
+
+def test_the_dropout_rate_of_none_is_that_of_the_task():
+    X, y = np.arange(60.0).reshape(-1, 1), np.arange(60) % 2
+
+    def rate(kind, **options):
+        return kind(**QUICK | {"epochs": 1} | options).fit(X, y).network_.plan["dropout"]
+
+    assert [rate(SkipClassifier), rate(SkipRegressor), rate(SkipRegressor, dropout=0.0)] == [0.3, 0.1, 0.0]
+
+
+def test_two_rows_train_all_members():
+    X = np.random.default_rng(0).normal(size=(2, 1))
+    predicted = SkipRegressor(random_state=0).fit(X, 2 * X[:, 0]).predict(X)
+    assert np.abs(predicted - 2 * X[:, 0]).max() < 0.5 * np.ptp(2 * X[:, 0])
 
 
 def test_labels_are_balanced_each_by_itself():

@@ -4,7 +4,7 @@ The rules are tables; `--help` summarizes them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from skipway.data.output_spec import TaskName
@@ -12,25 +12,21 @@ from skipway.distributed import collectives
 from skipway.errors import InputError
 from skipway.runs.recipe import Recipe
 from skipway.runs.small_sets import FEW_IMAGES, small_batch_size
+from skipway.runs.table_defaults import TABLE_NETWORK
 from skipway.training.compiled_model import compile_obstacle
 from skipway.training.trainer import KeptEpoch, Settings
 from skipway.utils.devices import device_for, device_kind, device_name, has_bf16, has_fp16
 
 __all__ = [
     "FAMILY_DEFAULTS",
-    "TABLE_NETWORK",
     "FamilyDefaults",
     "TargetCounts",
     "batch_size_for",
     "class_weights_for",
     "head_for",
-    "most_pieces",
-    "most_table_epochs",
     "positive_weights_for",
     "precision_for",
     "settings_for",
-    "table_batch_size",
-    "table_epochs",
 ]
 
 
@@ -110,49 +106,13 @@ _LAST_LAYERS = FamilyDefaults(lr=1e-3, batch=64, momentum=0.9, weight_decay=0.05
 _NO_LINEAR_HEAD = ("resnet9", "resmlp")  # families whose head is not one linear layer on image features
 _MOST_FOR_REGRESSION = 200_000  # training images: the features of more take minutes and gigabytes
 
-# Tables are small and noisy compared with images: see benchmarks/tables.py.
-TABLE_NETWORK: dict[str, Any] = {"layers": 2, "width": 64, "dropout": 0.2, "members": 4, "pieces": "auto"}
-TABLE_DEFAULTS = FamilyDefaults(lr=4e-3, batch=128, momentum=0.9, weight_decay=0.05, label_smoothing=0.0)
+_TABLE_DEFAULTS = FamilyDefaults(lr=8e-3, batch=128, momentum=0.9, weight_decay=0.2, label_smoothing=0.0)
 _HUBER = 1.0  # standard deviations
-_FEWEST_PIECES = 4
-_ROWS_PER_PIECE = {True: 20, False: 40}  # for a regression, and for classes or labels
-_PIECES = {True: 128, False: 24}  # of each number
-_ALL_PIECES = {True: 2048, False: 160}  # of all numbers: many numbers overfit classes
-_FEW_ROWS, _FEW_PIECES = 2_000, 32  # fewer rows have fewer pieces
-_MOST_NUMBERS = 256  # more numbers have no pieces
-_TABLE_STEPS = 600
-_EPOCHS = {True: 1.3, False: 0.7}  # factors for a regression, and for classes or labels, which overfit earlier
 _SMALL_SET = 5_000  # training samples
 _MANY = 20_000  # training images
 _SMALL_SHARE = 0.05  # of the training images
 _DECAYING = ("one-cycle", "cosine")  # schedules that end at a rate of 0
 _MOST_POSITIVE = 100.0  # factor of the loss of samples with a rare label
-
-
-def table_batch_size(count: int) -> int:
-    """Return the default batch size for `count` training rows."""
-    sizes = {300: 32, 500: 128, 1_000: 256, 20_000: 512}
-    return next((size for rows, size in sizes.items() if count < rows), 1024)
-
-
-def table_epochs(count: int, batch_size: int) -> int:
-    """Return the default epochs for `count` training rows, if no test on held-out rows finds them."""
-    return min(200, max(20, round(_TABLE_STEPS * batch_size / count)))
-
-
-def most_table_epochs(count: int, *, is_regression: bool) -> int:
-    """Return the most epochs that a test tries for `count` training rows; it ends earlier if they are too many."""
-    passes = 18_000 + min(72 * count, 250_000 + 5.4 * count)  # rows in all epochs
-    return max(5, round(passes * _EPOCHS[is_regression] / count))
-
-
-def most_pieces(count: int, numbers: int, *, is_regression: bool) -> int:
-    """Return the most pieces of each of the `numbers` of a table with `count` training rows, or 0 for none."""
-    of_each = min(_PIECES[is_regression], count // _ROWS_PER_PIECE[is_regression])
-    if count < _FEW_ROWS:
-        of_each = min(of_each, _FEW_PIECES)
-    most = max(_FEWEST_PIECES, min(of_each, _ALL_PIECES[is_regression] // max(numbers, 1)))
-    return most if numbers <= _MOST_NUMBERS else 0
 
 
 def batch_size_for(recipe: Recipe, count: int) -> int:
@@ -197,7 +157,7 @@ def settings_for(
         _refuse_uncompilable(recipe)
     head = head_for(recipe, plan, pretrained=pretrained, count=targets.count)
     is_later_part = freeze_until is not None
-    optimizer, defaults = _optimizer_and_defaults(recipe, plan["family"], is_table, is_later_part)
+    optimizer, defaults = _optimizer_and_defaults(recipe, plan, is_table, is_later_part)
     return Settings(
         epochs=recipe.epochs,
         lr=_learning_rate(recipe, defaults, batch_size, pretrained and not is_later_part),
@@ -210,7 +170,7 @@ def settings_for(
         freeze_epochs=_PRETRAINED_FREEZE_EPOCHS if head == "regression" else _freeze_epochs(recipe, pretrained),
         freeze_until=freeze_until,
         layer_decay=_value_or(recipe.layer_decay, _PRETRAINED_LAYER_DECAY if pretrained and not is_later_part else 1.0),
-        label_smoothing=_label_smoothing(recipe, TABLE_DEFAULTS if is_table else defaults, targets.task),
+        label_smoothing=_label_smoothing(recipe, _TABLE_DEFAULTS if is_table else defaults, targets.task),
         class_weights=targets.loss_weights() if recipe.balance == "weights" else None,
         huber=_HUBER if is_table and targets.task == "regression" else None,
         l1=recipe.l1,
@@ -246,14 +206,17 @@ def _kept_epoch(recipe: Recipe, targets: TargetCounts, *, is_table: bool, pretra
 
 
 def _optimizer_and_defaults(
-    recipe: Recipe, family: str, is_table: bool, is_later_part: bool
+    recipe: Recipe, plan: dict[str, Any], is_table: bool, is_later_part: bool
 ) -> tuple[str, FamilyDefaults]:
     """Return the optimizer of the recipe or the family, and its default hyperparameters."""
+    family = plan["family"]
     optimizer: str = recipe.optimizer
     if optimizer == "auto":
         optimizer = "adamw" if is_table or is_later_part else _FAMILY_OPTIMIZERS.get(family, "sgd")
     if optimizer == "adamw" and is_table:
-        return optimizer, TABLE_DEFAULTS
+        # Adam's rate decreases with the inputs of a layer (Yang et al. 2022, arXiv:2203.03466).
+        width = max(plan.get("width", 0), TABLE_NETWORK["width"])
+        return optimizer, replace(_TABLE_DEFAULTS, lr=_TABLE_DEFAULTS.lr * TABLE_NETWORK["width"] / width)
     if optimizer == "adamw" and is_later_part:
         return optimizer, _LAST_LAYERS
     return optimizer, FAMILY_DEFAULTS[family, optimizer]

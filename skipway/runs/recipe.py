@@ -67,7 +67,7 @@ class Recipe(DataOptions):
         "Optimization",
         None,
         "Samples per batch.",
-        effective="8 to 256 for images, 32 to 512 for tables, by number of samples",
+        effective="8 to 256 for images, 128 to 1024 for tables, by number of samples",
         alias="-b",
         minimum=2,
         maximum=1_000_000,
@@ -95,7 +95,7 @@ class Recipe(DataOptions):
         "Optimization",
         None,
         "Weight decay; norms and biases have none.",
-        effective="0.05 with adamw and muon, 4e-5 to 1.3e-3 with sgd",
+        effective="0.05 with adamw and muon, tables 0.2; 4e-5 to 1.3e-3 with sgd",
         minimum=0,
         maximum=10,
     )
@@ -157,7 +157,7 @@ class Recipe(DataOptions):
         "Regularization",
         None,
         "Dropout rate inside blocks.",
-        effective="0.2 for tables, else that of the weights, or 0",
+        effective="0.3 for classes of tables, else that of the weights, or 0",
         minimum=0,
         maximum=0.99,
     )

@@ -28,13 +28,14 @@ from skipway.distributed import collectives
 from skipway.errors import InputError, printable
 from skipway.models.network import Network
 from skipway.models.registry import plan_of
-from skipway.runs.defaults import TABLE_NETWORK, TargetCounts, table_batch_size, table_epochs
+from skipway.runs.defaults import TargetCounts
 from skipway.runs.ensemble import Ensemble, TrainingRows, ensemble_network, find_ensemble, refuse_ensemble
 from skipway.runs.prediction_tables import write_evaluation_tables
 from skipway.runs.recipe import Recipe
 from skipway.runs.run_csv_tables import write_table
 from skipway.runs.submission import write_submission
 from skipway.runs.table_baseline import baseline
+from skipway.runs.table_defaults import table_batch_size, table_epochs, table_network_options
 from skipway.runs.table_network import FEWEST_ROWS, epochs_for_rows, table_network
 from skipway.runs.target_checks import CLASS_OPTIONS, changed_options, flags, refuse_class_options
 from skipway.training.epoch_finder import FoundEpochs
@@ -76,9 +77,12 @@ class TableDataModule:
             tables = replace(tables, splits=pool_tables(tables.splits, (*tables.roles.ignore, *tables.roles.id)))
         self.tables = tables
         self.tests_epochs = epochs_are_open and recipe.patience is None
-        self.model = (recipe.model, {}) if recipe.model != "auto" else ("resmlp", dict(TABLE_NETWORK))
         _refuse_image_options(recipe)
         self.rows = self._read(None)
+        self.model: tuple[str, dict[str, Any]] = (recipe.model, {})
+        if recipe.model == "auto":
+            sizes = self.count("train"), self.default_batch_size()
+            self.model = "resmlp", table_network_options(*sizes, self.rows.spec.task)
         self.fingerprint = fingerprint_table(self.rows)
         refuse_class_options(recipe, self.rows.spec.task, self.rows.spec.target)
         if recipe.ensemble_with is not None:

@@ -21,7 +21,7 @@ from skipway.data.tables.table_spec import TableSpec
 from skipway.model_factory import create_model
 from skipway.models.network import Network
 from skipway.models.table_layers import fit_pieces, quantile_edges
-from skipway.runs.defaults import most_pieces, most_table_epochs
+from skipway.runs.table_defaults import most_pieces, most_table_epochs
 from skipway.training.epoch_finder import FoundEpochs, find_epochs
 from skipway.training.losses import Task
 from skipway.training.trainer import Settings, Trainer
@@ -46,7 +46,7 @@ def table_network(spec: TableSpec, x: np.ndarray, name: str, options: dict[str, 
     numbers = spec.input_shape[0] - len(spec.categories)
     most = options.pop("pieces", 0)
     if most == "auto":
-        most = most_pieces(len(x), numbers, is_regression=spec.task == "regression")
+        most = most_pieces(len(x), numbers, spec.task)
     rows = torch.from_numpy(x[:: -(-len(x) // _MOST_FOR_EDGES)])
     edges = quantile_edges(rows[:, :numbers], most)
     if any(len(e) for e in edges):
@@ -97,7 +97,7 @@ def epochs_for_rows(
     """
     test = replace(settings, ema=None, grad_accum_steps=1, patience=None, time_limit=None)
     assert network.spec is not None
-    most = most_table_epochs(len(rows), is_regression=network.spec.task == "regression")
+    most = most_table_epochs(len(rows), network.spec.task)
     seconds = math.inf if settings.time_limit is None else _SHARE_OF_TIME * settings.time_limit
     parts = batches(rows[~held_out], settings.seed), batches(rows[held_out], None)
     return find_epochs(Trainer(network, test, str, task), *parts, most, seconds=seconds, poll=poll)

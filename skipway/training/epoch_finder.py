@@ -17,14 +17,15 @@ from skipway.training.trainer import Trainer
 
 __all__ = ["ANNEALED", "FoundEpochs", "find_epochs"]
 
-_PEAK_SHARE = 0.5  # constant rate of the test, as a share of the peak rate of the run
+_PEAK_SHARE = 0.25  # constant rate of the test, as a share of the peak rate of the run
 _FIRST = 8  # epochs that are all evaluated
 _EVALUATIONS = 24  # at most after these, because each takes about a third of the time of an epoch
 _PATIENCE = 0.5  # share of the best number of epochs without a better one, after which the test ends
 _LEAST_PATIENCE = 4  # evaluations
 _STILL_FALLS = 0.8  # share of the test after which the lowest loss means that more epochs are better
-_CLEAR_SHARE = 0.5  # share of the test after which a loss that falls clearly ends it: the run takes all epochs
-_CLEAR_ROWS = 150  # held-out rows from which on their loss is not too noisy for that
+# A test ends after a share of its epochs if the loss falls clearly, because the run takes all epochs then. The share is
+# smaller for many held-out rows, whose loss is less noisy.
+_CLEAR_SHARES = {500: 0.3, 150: 0.5}  # fewest held-out rows: share
 _CLEAR_FALL = 0.05  # of the loss, within a third of the epochs so far
 _LEAST_FALL = 0.02  # of the loss at the end of the test, from which more epochs are better
 _FEWEST_LOSSES = 6  # that show a clear fall
@@ -75,6 +76,7 @@ def find_epochs(
     losses: dict[int, float] = {}
     begin = time.monotonic()
     last = -(-most // 2)
+    clear_share = next((share for rows, share in _CLEAR_SHARES.items() if held_out.bounds[-1][1] >= rows), math.inf)
     every, best, step = -(-last // _EVALUATIONS), 1, 0
     for epoch in range(last):
         trainer.to_train()
@@ -95,7 +97,7 @@ def find_epochs(
         is_over = collectives.all_reduce_sum(time.monotonic() - begin)[0] / collectives.world_size() > seconds
         if is_over:
             most = min(most, 2 * (epoch + 1))
-        if epoch + 1 >= _CLEAR_SHARE * last and held_out.bounds[-1][1] >= _CLEAR_ROWS and _falls_clearly(losses):
+        if epoch + 1 >= clear_share * last and _falls_clearly(losses):
             return FoundEpochs(most, epoch + 1, losses)
         if is_over or epoch + 1 - best >= max(_LEAST_PATIENCE * every, _PATIENCE * best):
             break

@@ -73,7 +73,7 @@ def test_a_run_on_a_table_is_looked_into_too(tmp_path):
     run = train("diabetes", output=tmp_path, epochs=1, threads=1)
     found = probe_run(run.path, only=["lesion", "landscape"], samples=20, points=3)
     cut = next(iter(found.values["lesion"].values()))
-    assert cut["measure"] == "loss" and len(cut["dropped"]) == 2
+    assert cut["measure"] == "loss" and len(cut["dropped"]) == 1
 
 
 def test_a_run_whose_network_grew_on_the_way_is_looked_into(runs):

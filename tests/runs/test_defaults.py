@@ -32,6 +32,11 @@ def test_the_learning_rate_goes_with_the_root_of_the_images_in_a_step():
     assert settings_for(Recipe(grad_accum_steps=4), {"family": "resnet"}, 128).lr == pytest.approx(2 * one)
 
 
+def test_wider_networks_for_tables_have_a_lower_rate():
+    rates = [settings_for(Recipe(), {"family": "resmlp", "width": w}, 128, is_table=True).lr for w in (32, 64, 256)]
+    assert rates == pytest.approx([8e-3, 8e-3, 2e-3])
+
+
 def test_few_of_many_images_do_not_choose_the_epoch():
     def kept(validation, count=48_000, pretrained=False, **options):
         recipe, targets = Recipe(**options), TargetCounts(count=count, validation=validation)

@@ -341,7 +341,7 @@ def test_a_rate_of_0_is_0_and_none_is_the_default(home, tmp_path):
         recipe = sw.Recipe(data=str(home), target="price", **options)
         return open_datamodule(recipe, new=True, epochs_given=True).network(Words())[0].plan
 
-    assert [plan(dropout=rate)["dropout"] for rate in (None, 0, 0.5)] == [0.2, 0.0, 0.5]
+    assert [plan(dropout=rate)["dropout"] for rate in (None, 0, 0.5)] == [0.1, 0.0, 0.5]
     assert plan()["drop_path"] == 0 and plan(drop_path=0.3)["drop_path"] == 0.3
 
 

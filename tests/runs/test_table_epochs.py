@@ -13,7 +13,7 @@ from skipway.data.column_roles import ColumnRoles
 from skipway.data.sources.read_table import frame_table
 from skipway.data.tables.dataset import build_table_dataset
 from skipway.data.tables.table_source import TableSource
-from skipway.runs.defaults import most_pieces, most_table_epochs
+from skipway.runs.table_defaults import most_pieces, most_table_epochs, table_batch_size, table_network_options
 from skipway.utils.console import Console
 
 
@@ -73,10 +73,19 @@ def test_the_last_rows_are_held_out_if_the_split_is_by_time(tmp_path):
 
 def test_most_epochs_and_pieces_by_rows():
     counts = [100, 1_000, 10_000, 100_000, 1_000_000]
-    assert [most_table_epochs(n, is_regression=True) for n in counts] == [328, 117, 42, 11, 7]
-    assert [most_table_epochs(n, is_regression=False) for n in counts] == [176, 63, 23, 6, 5]
+    assert [most_table_epochs(n, "regression") for n in counts] == [277, 99, 26, 10, 8]
+    assert [most_table_epochs(n, "classification") for n in counts] == [214, 76, 22, 8, 7]
     counts = [100, 500, 1_000, 2_000, 10_000]
-    assert [most_pieces(n, 10, is_regression=True) for n in counts] == [5, 25, 32, 100, 128]
-    assert [most_pieces(n, 10, is_regression=False) for n in counts] == [4, 12, 16, 16, 16]
-    assert [most_pieces(2_000, n, is_regression=False) for n in (2, 60)] == [24, 4]
-    assert most_pieces(2_000, 500, is_regression=True) == 0
+    assert [most_pieces(n, 10, "regression") for n in counts] == [5, 25, 32, 100, 128]
+    assert [most_pieces(n, 10, "classification") for n in counts] == [4, 12, 16, 16, 16]
+    assert [most_pieces(2_000, n, "classification") for n in (2, 60)] == [24, 4]
+    assert most_pieces(2_000, 500, "regression") == 0
+
+
+def test_the_network_and_the_batches_by_rows_and_targets():
+    networks = [table_network_options(n, 512, "regression") for n in (2_999, 3_000)]
+    assert [(network["members"], network["dropout"]) for network in networks] == [(4, 0.1), (2, 0.0)]
+    assert [table_network_options(n, 64, "regression")["members"] for n in (2, 8, 16)] == [1, 2, 4]
+    assert [table_network_options(100, b, "regression")["members"] for b in (2, 8, 16)] == [1, 2, 4]
+    assert table_network_options(3_000, 512, "multilabel") == {**networks[0], "dropout": 0.3}
+    assert [table_batch_size(n) for n in (60, 499, 500, 1_000, 20_000)] == [128, 128, 256, 512, 1024]

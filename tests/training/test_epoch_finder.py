@@ -43,10 +43,11 @@ def test_a_function_without_noise_takes_all_epochs():
 
 
 def test_a_loss_of_many_rows_that_falls_clearly_ends_the_test():
-    x = _inputs(800, 2)
-    found = _find(np.sin(2 * x[:, :1]).astype(np.float32), x, most=40)
-    assert found.best == 40
-    assert 10 <= found.tried < 20
+    for count, least, most in ((800, 10, 19), (2_400, 6, 9)):
+        x = _inputs(count, 2)
+        found = _find(np.sin(2 * x[:, :1]).astype(np.float32), x, most=40)
+        assert found.best == 40
+        assert least <= found.tried <= most
 
 
 def test_equal_calls_find_equal_epochs_and_losses():
