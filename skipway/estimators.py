@@ -131,11 +131,8 @@ class _SkipEstimator(BaseEstimator):
         with preserve_global_state():
             torch.set_num_threads(1)  # a second thread slows layers this small down
             torch.manual_seed(seed)
-            options = {
-                **table_network_options(count, batch_size, spec.task),
-                "layers": self.layers,
-                "width": self.width,
-            }
+            options = table_network_options(count, batch_size, spec.task)
+            options |= {"layers": self.layers, "width": self.width}
             if self.dropout is not None:
                 options["dropout"] = self.dropout
             network = table_network(spec, x, "resmlp", options)
