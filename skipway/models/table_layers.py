@@ -6,15 +6,16 @@ of their inputs and in their heads, Gorishniy et al. 2024, arXiv:2410.24210; ran
 arXiv:2002.06715.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skipway.kernels.pieces import PieceTensors
+from skipway.kernels.first_layer import PieceTensors
 
-__all__ = ["Embed", "Members", "MergeMembers", "Pieces", "fit_pieces", "quantile_edges"]
+__all__ = ["Embed", "Members", "MergeMembers", "Pieces", "fit_pieces", "known_indices", "quantile_edges"]
 
 _GAIN = 0.5  # of the pieces: their inputs are many, and would dominate the linear ones
 _FEWEST_VALUES = 3  # distinct values of a number from which it has pieces
@@ -108,16 +109,9 @@ class Embed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the numbers unchanged, followed by the embedding of each category."""
-        return torch.cat([x[:, : self.numbers], *self._embeddings(x[:, self.numbers :])], dim=1)
-
-    def embeddings(self, slots: Tensor) -> Tensor:
-        """Return the embeddings alone: (B, K) indices -> (B, the sizes of the K embeddings)."""
-        return torch.cat(self._embeddings(slots), dim=1)
-
-    def _embeddings(self, slots: Tensor) -> list[Tensor]:
-        slots = slots.long()
-        known = torch.where((slots >= 0) & (slots < slots.new_tensor(self.categories)), slots, 0)
-        return [table(known[:, i]) for i, table in enumerate(self.tables)]
+        known = known_indices(x[:, self.numbers :], self.categories)
+        embeddings = (table(known[:, i]) for i, table in enumerate(self.tables))
+        return torch.cat([x[:, : self.numbers], *embeddings], dim=1)
 
     def extra_repr(self) -> str:
         """Return the constructor arguments."""
@@ -188,6 +182,12 @@ class MergeMembers(nn.Module):
     def extra_repr(self) -> str:
         """Return the number of members."""
         return f"{self.count} members"
+
+
+def known_indices(indices: Tensor, categories: Sequence[int]) -> Tensor:
+    """Return indices (B, K) of K categories as int64, with 0 for those outside of the table of a category."""
+    indices = indices.long()
+    return torch.where((indices >= 0) & (indices < indices.new_tensor(categories)), indices, 0)
 
 
 def quantile_edges(x: Tensor, most: int) -> list[Tensor]:

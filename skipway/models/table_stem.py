@@ -1,6 +1,6 @@
 """The first layers of the network for tables as one step: pieces, embeddings, members and the first linear layer.
 
-Both versions are equal up to rounding. The fast one is for the CPU; see `linear_of_pieces`.
+Both versions are equal up to rounding. The fast one is for the CPU; see `first_layer`.
 Shapes: see `table_layers`.
 """
 
@@ -11,18 +11,19 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from skipway.kernels.first_layer import first_layer
 from skipway.kernels.kernel_eligibility import Kernel, are_plain_cpu_tensors, has_hooks, kernels_apply
 from skipway.kernels.layer_dispatch import call_layer, run_layers
-from skipway.kernels.pieces import has_pieces_library, linear_of_pieces
-from skipway.models.table_layers import Embed, Members, Pieces
+from skipway.kernels.mlp_library import has_mlp_library
+from skipway.models.table_layers import Embed, Members, Pieces, known_indices
 
 __all__ = ["TABLE_STEM", "run_stem"]
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
-_FEWEST_PIECES = 300  # pieces and rows from which the kernel is faster
-_FEWEST_ROWS = 32
+_FEWEST_ROWS = 32  # from which the kernel is faster
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,30 @@ class _Stem:
     def layers(self) -> list[nn.Module]:
         return [layer for layer in (self.pieces, self.embed, self.members, self.linear) if layer is not None]
 
+    def tables(self) -> list[nn.Module]:
+        """Return the layers of the categories."""
+        return [] if self.embed is None else list(self.embed.tables)
+
+    def embeddings(self) -> list[Tensor]:
+        """Return the embeddings of the categories. An attribute of a module takes half a microsecond."""
+        return [weight for table in self.tables() if (weight := table._parameters["weight"]) is not None]
+
     def tensors(self) -> list[Tensor]:
         """Return the floating-point tensors of the layers. `parameters()` takes several times as long."""
-        pieces, tables = self.pieces, () if self.embed is None else self.embed.tables
-        modules = [*tables, self.linear] if self.members is None else [*tables, self.members, self.linear]
+        pieces, modules = self.pieces, [self.linear] if self.members is None else [self.members, self.linear]
         parameters = [p for module in modules for p in module._parameters.values() if p is not None]
-        return [pieces.lower, pieces.slope, pieces.mean, *parameters]
+        return [pieces.lower, pieces.slope, pieces.mean, *self.embeddings(), *parameters]
 
     def agrees(self, x: Tensor) -> bool:
         """Return True if the sizes of rows `x` (B, F + K) and of all tensors agree: the kernel does not check them."""
         numbers, total = len(self.pieces.counts), sum(self.pieces.counts)
-        inputs = numbers + total if self.embed is None else self.embed.out_features
+        categories = () if self.embed is None else self.embed.categories
+        shapes = [table.shape for table in self.embeddings()]
+        inputs = numbers + total + sum(size for _, size in shapes)
         return (
             x.dim() == 2
-            and x.shape[1] == numbers + (0 if self.embed is None else len(self.embed.categories))
+            and x.shape[1] == numbers + len(categories)
+            and tuple(count for count, _ in shapes) == categories
             and (self.embed is None or self.embed.numbers == numbers + total)
             and (self.members is None or self.members.factors.numel() == self.members.count * inputs)
             and self.linear.weight.shape[1] == inputs
@@ -64,8 +75,10 @@ def _plain_stem(stem: _Stem, x: Tensor) -> Tensor:
 
 
 def _fits(stem: _Stem, x: Any) -> bool:
-    members = stem.members
-    if not (kernels_apply(x) and sum(stem.pieces.counts) >= _FEWEST_PIECES and len(x) >= _FEWEST_ROWS):
+    members, tables = stem.members, stem.tables()
+    if not kernels_apply(x) or len(x) < _FEWEST_ROWS or torch.is_autocast_enabled("cpu"):
+        return False
+    if not all(map(_is_plain_table, tables)) or any(map(has_hooks, (*stem.layers(), *tables))):
         return False
     tensors = stem.tensors()
     return (
@@ -76,39 +89,39 @@ def _fits(stem: _Stem, x: Any) -> bool:
         and (members is None or not members.training or len(x) % members.count == 0)
         and all(tensor.dtype == torch.float32 for tensor in (x, *tensors))
         and all(tensor.is_contiguous() for tensor in tensors)
-        and not torch.is_autocast_enabled("cpu")
         and are_plain_cpu_tensors(x, *tensors)
-        and not any(map(has_hooks, stem.layers()))
-        and has_pieces_library()  # last, because it may compile the library
+        and has_mlp_library()  # last, because it may compile the library
     )
 
 
+def _is_plain_table(table: nn.Module) -> bool:
+    """Return True for an embedding without the options of torch that its gradient or its lookup would need."""
+    if type(table) is not nn.Embedding:
+        return False
+    return table.max_norm is None and table.padding_idx is None and not (table.sparse or table.scale_grad_by_freq)
+
+
 def _fast_stem(stem: _Stem, x: Tensor) -> Tensor:
-    pieces, embed, members, linear = stem.pieces, stem.embed, stem.members, stem.linear
+    pieces, members, linear = stem.pieces, stem.members, stem.linear
     factors = (
         linear.weight.new_ones(1, linear.in_features) if members is None else members.factors.view(members.count, -1)
     )
     repeats = members is not None and not members.training
-    embedded = None if embed is None else embed.embeddings(x[:, len(pieces.counts) :])
     plain = partial(_stem_of_tensors, pieces, repeats)
-    return linear_of_pieces(
-        x, embedded, linear.weight, linear.bias, factors, pieces=pieces.tensors(), repeats=repeats, plain=plain
+    return first_layer(
+        x, linear.weight, linear.bias, factors, stem.embeddings(), pieces=pieces.tensors(), repeats=repeats, plain=plain
     )
 
 
 def _stem_of_tensors(
-    pieces: Pieces,
-    repeats: bool,
-    x: Tensor,
-    embedded: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    factors: Tensor,
+    pieces: Pieces, repeats: bool, x: Tensor, weight: Tensor, bias: Tensor, factors: Tensor, *tables: Tensor
 ) -> Tensor:
-    numbers = pieces(x[:, : len(pieces.counts)])
-    inputs = numbers if embedded is None else torch.cat([numbers, embedded], 1)
+    count = len(pieces.counts)
+    known = known_indices(x[:, count:], [len(table) for table in tables])
+    embeddings = (F.embedding(known[:, i], table) for i, table in enumerate(tables))
+    inputs = torch.cat([pieces(x[:, :count]), *embeddings], 1)
     rows = inputs[:, None] if repeats else inputs.reshape(-1, *factors.shape)
-    return nn.functional.linear((rows * factors).flatten(0, 1), weight, bias)
+    return F.linear((rows * factors).flatten(0, 1), weight, bias)
 
 
 TABLE_STEM = Kernel(_plain_stem, _fast_stem, _fits)  # (stem, x)

@@ -3,15 +3,17 @@
 Source: Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting".
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from skipway.kernels.kernel_eligibility import are_plain_cpu_tensors
+from skipway.kernels.residual_mlp import LEVELS, DrawnDropout
 
 __all__ = ["Dropout"]
 
 _BITS = 16  # of each value of the mask; torch draws one by one, at more cost than a small linear layer
-_LEVELS = 1 << _BITS
 
 
 class Dropout(nn.Dropout):
@@ -26,13 +28,15 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input with random values set to zero, or unchanged in evaluation."""
-        dropped = round(self.p * _LEVELS)
-        is_fast = self.training and not self.inplace and not torch.compiler.is_compiling() and 0 < dropped < _LEVELS
-        if not is_fast or not are_plain_cpu_tensors(input) or input.dtype != torch.float32:
-            return super().forward(input)
-        words = torch.empty(-(-input.numel() * _BITS // 64), dtype=torch.int64).random_(-(2**63), 2**63 - 1)
-        levels = words.view(torch.int16)[: input.numel()].view(input.shape)
-        # Arithmetic is faster than a comparison: whole numbers from `lowest` on become 1, smaller ones 0.
-        lowest = dropped - _LEVELS // 2
-        mask = levels.to(torch.float32).sub_(lowest - 1).clamp_(0, 1).mul_(_LEVELS / (_LEVELS - dropped))
-        return input * mask
+        is_fast = self.training and not torch.compiler.is_compiling() and are_plain_cpu_tensors(input)
+        return input * self.draw(input.shape).mask() if is_fast and self.is_fast(input) else super().forward(input)
+
+    def is_fast(self, x: Tensor) -> bool:
+        """Return True if the mask of a plain CPU tensor is drawn by `draw` in training."""
+        return not self.inplace and x.dtype == torch.float32 and 0 < round(self.p * LEVELS) < LEVELS
+
+    def draw(self, shape: tuple[int, ...]) -> DrawnDropout:
+        """Draw the random numbers of activations of this shape."""
+        count = math.prod(shape)
+        words = torch.empty(-(-count * _BITS // 64), dtype=torch.int64).random_(-(2**63), 2**63 - 1)
+        return DrawnDropout(words.view(torch.int16)[:count].view(shape), round(self.p * LEVELS))

@@ -35,6 +35,7 @@ from skipway.nn.joins import (
     refuse_join_name,
     takes_dim,
 )
+from skipway.nn.mlp_block import fusable_mlp
 from skipway.nn.named_errors import NamedErrors, named_errors
 from skipway.nn.shape_inference import filling, real_tensors
 from skipway.nn.shortcut_types import check_shortcut, fitted_shortcut
@@ -118,6 +119,9 @@ class Skip(NamedErrors, ExtraInputs):
     def forward(self, x: Tensor) -> Any:
         """Return the join of body(x) and shortcut(x), passed through `after`; x has shape (B, C, *)."""
         version, norm = version_of(x), None
+        block = fusable_mlp(self.body, x) if self.training and self._only_adds() else None
+        if block is not None:
+            return block(x)
         if self.drop_path and self.training and self.open_shortcut is None:
             shortcut = x if self.shortcut is None else self.shortcut(x)
             branch = stochastic_depth(self.body, x, shortcut, rate=self.drop_path, mode=self.drop_mode)
@@ -150,6 +154,11 @@ class Skip(NamedErrors, ExtraInputs):
     def channel_axis(self) -> int | None:
         """Axis of the channels of the output, None if neither `dim` nor the body determines it."""
         return channel_axis_of(self.body) if self.dim is None else self.dim
+
+    def _only_adds(self) -> bool:
+        """Return True if the output is the sum of the input and the body, in all rows."""
+        is_identity = self.shortcut is None and self.open_shortcut is None
+        return is_identity and self.join is add and self.after is None and not self.drop_path
 
     def _shortcut_of(self, x: Any, branch: Any, version: int) -> Any:
         if self.open_shortcut is not None:

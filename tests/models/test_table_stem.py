@@ -11,22 +11,21 @@ from torch import nn
 
 import skipway as sw
 from skipway.errors import InputError
-from skipway.kernels.pieces import has_pieces_library
+from skipway.kernels.mlp_library import has_mlp_library
 from skipway.models import table_stem
 from skipway.models.table_layers import Embed, Members, Pieces, fit_pieces, quantile_edges
 from skipway.nn.chain import Chain
 
-needs_compiler = pytest.mark.skipif(not has_pieces_library(), reason="there is no C compiler")
+needs_compiler = pytest.mark.skipif(not has_mlp_library(), reason="there is no C compiler")
 
 
 @pytest.fixture(autouse=True)
 def used(monkeypatch):
-    """The number of uses of the kernel, which any number of rows and pieces may use."""
+    """The number of uses of the kernel, which any number of rows may use."""
     uses = []
     fast = table_stem._fast_stem
     kernel = replace(table_stem.TABLE_STEM, fast=lambda stem, x: uses.append(len(x)) or fast(stem, x))
     monkeypatch.setattr(table_stem, "TABLE_STEM", kernel)
-    monkeypatch.setattr(table_stem, "_FEWEST_PIECES", 1)
     monkeypatch.setattr(table_stem, "_FEWEST_ROWS", 1)
     return uses
 
@@ -161,6 +160,26 @@ def test_it_is_left_out_where_it_does_not_hold(used):
     copy.deepcopy(network).double()(x.double())
     assert used == [24]
     table_stem._FEWEST_ROWS = 25
+    network(x)
+    assert used == [24]
+
+
+@needs_compiler
+def test_embeddings_with_options_run_one_by_one(used):
+    x = rows_of(categories=(4,))
+    stem = stem_of(x, categories=(4,))
+    expected = stem(x)
+    seen = []
+    handle = stem.embed.tables[0].register_forward_hook(lambda *_: seen.append(1))
+    torch.testing.assert_close(stem(x), expected)
+    handle.remove()
+    assert seen == [1] and used == [24]
+    for options in ({"max_norm": 0.5}, {"padding_idx": 1}, {"sparse": True}, {"scale_grad_by_freq": True}):
+        network = copy.deepcopy(stem)
+        network.embed.tables[0] = nn.Embedding(*stem.embed.tables[0].weight.shape, **options)
+        network(x).sum().backward()
+    network = copy.deepcopy(stem)
+    network.embed.tables[0] = nn.Embedding(9, stem.embed.tables[0].embedding_dim)  # more rows than categories
     network(x)
     assert used == [24]
 
