@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 __all__ = ["OPTIMIZERS", "Muon", "make_optimizer", "set_rates", "step_unless"]
 
@@ -48,7 +49,8 @@ class _SGD(_Eager, torch.optim.SGD):
 
 
 class _AdamW(_Eager, torch.optim.AdamW):
-    _step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+    # With the profiler and the hooks of torch, which take as long as the step of a small network.
+    _hooked_step = torch.optim.Optimizer.profile_hook_step(torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step)))
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -58,20 +60,30 @@ class _AdamW(_Eager, torch.optim.AdamW):
         the step of a small network. They are of one kind here.
         """
         is_scaled = any(getattr(self, name, None) is not None for name in ("found_inf", "grad_scale"))
-        if is_scaled or not all(map(_is_fused_on_cpu, self.param_groups)):
-            self._step()
+        if is_scaled or _has_hooks(self) or not all(map(_is_fused_on_cpu, self.param_groups)):
+            self._hooked_step()
             return
         for group in self.param_groups:
             self._step_on_cpu(group)
 
+    step.hooked = True  # type: ignore[attr-defined]  # torch adds the profiler and the hooks unless it is set
+
     def _step_on_cpu(self, group: dict[str, Any]) -> None:
-        tensors: list[list[Tensor]] = [[] for _ in range(6)]  # parameters, gradients, two averages, none, steps
-        self._init_group(group, *tensors)
-        if not tensors[0]:
+        params = [p for p in group["params"] if p.grad is not None]
+        states = [self.state[p] for p in params]
+        if not params:
             return
-        torch._foreach_add_(tensors[-1], 1)
+        if not all(states):
+            self._init_group(group, *([] for _ in range(6)))
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
         torch._fused_adamw_(
-            *tensors,
+            params,
+            [p.grad for p in params],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
             lr=group["lr"],
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -80,6 +92,11 @@ class _AdamW(_Eager, torch.optim.AdamW):
             amsgrad=False,
             maximize=False,
         )
+
+
+def _has_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return bool(own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks)
 
 
 def _is_fused_on_cpu(group: dict[str, Any]) -> bool:

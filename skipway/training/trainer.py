@@ -273,10 +273,9 @@ class Trainer:
             p.grad = None
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        if not self.settings.clip_grad:
-            norm = nn.utils.get_total_norm([p.grad for p in self.trainable_params if p.grad is not None])
-        else:
-            norm = nn.utils.clip_grad_norm_(self.trainable_params, self.settings.clip_grad)
+        norm = _total_norm([p.grad for p in self.trainable_params if p.grad is not None])
+        if self.settings.clip_grad:
+            nn.utils.clip_grads_with_norm_(self.trainable_params, self.settings.clip_grad, norm)
         if self.scaler is None:
             return full_tensor(norm)
         self.overflow = ~torch.isfinite(norm)
@@ -352,6 +351,13 @@ class Trainer:
         self.state = State(**state)
         if collectives.rank():  # rank 0 holds the sums of all processes
             self.state.loss, self.state.metric_sum, self.state.seen = 0.0, 0.0, 0
+
+
+def _total_norm(gradients: list[Tensor]) -> Tensor:
+    """Compute the norm of all gradients. On a CPU, torch takes half of its time to group them by device."""
+    if not gradients or not all(type(gradient) is Tensor and gradient.is_cpu for gradient in gradients):
+        return nn.utils.get_total_norm(gradients)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
 def _state_like(name: str, value: Tensor, parameter: Tensor, *, fused: bool) -> Tensor:

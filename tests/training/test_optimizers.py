@@ -138,3 +138,36 @@ def test_a_parameter_without_a_gradient_is_left_alone():
     optimizer = make_optimizer(net, "muon", **RATES)
     optimizer.step()
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_hooks_of_torch_run_and_change_no_step():
+    """AdamW steps without the hooks of torch as long as there are none."""
+
+    def weights_after(hook):
+        net = network()
+        optimizer = make_optimizer(net, "adamw", **RATES)
+        if hook is not None:
+            optimizer.register_step_post_hook(hook)
+        for k in range(3):
+            backward(net, k)
+            optimizer.step()
+        return [*net.parameters(), *(state["step"] for state in optimizer.state.values())]
+
+    calls = []
+    hooked = weights_after(lambda *_: calls.append(1))
+    assert calls == [1, 1, 1]
+    for a, b in zip(hooked, weights_after(None), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_parameter_that_gets_gradients_later_starts_then():
+    net = network()
+    head, *_ = [p for p in reversed(list(net.parameters())) if p.dim() > 1]
+    optimizer = make_optimizer(net, "adamw", **RATES)
+    for k in range(3):
+        backward(net, k)
+        if k == 0:
+            head.grad = None
+        optimizer.step()
+    assert optimizer.state[head]["step"] == 2
+    assert {float(optimizer.state[p]["step"]) for p in net.parameters() if p is not head} == {3.0}
