@@ -46,7 +46,6 @@ from skipway.utils.stop_signals import StopFlag
 
 __all__ = ["SkipClassifier", "SkipRegressor"]
 
-_NUM_EVALUATED = 8  # rows evaluated after each epoch; the result is not used
 _BATCH_SIZE = 4096  # rows per prediction batch
 _OPTIONS = ("epochs", "batch_size", "lr", "weight_decay", "ensemble_with")  # of a Recipe
 
@@ -150,7 +149,7 @@ class _SkipEstimator(BaseEstimator):
             train_network(
                 trainer,
                 batches,
-                batches_of(rows[:_NUM_EVALUATED], None),
+                None,
                 None,
                 on_epoch=lambda state, weights: None,
                 facts={},

@@ -223,7 +223,8 @@ def _held_out_outputs(
     def on_epoch(state: State, weights: dict[str, Tensor] | None) -> None:
         kept.update({name: value.clone() for name, value in (weights or {}).items()})
 
-    fit(trainer, train, held_out, None, on_epoch=on_epoch, facts={}, console=Console(quiet=True), stop=stop)
+    validation = held_out if settings.kept_epoch == "best" else None
+    fit(trainer, train, validation, None, on_epoch=on_epoch, facts={}, console=Console(quiet=True), stop=stop)
     model = trainer.eval_model
     if kept:  # only in the first process, which alone uses the result
         model.load_state_dict(kept)

@@ -39,7 +39,7 @@ _SUMS = ("loss", "metric_sum", "seen")  # fields of a State that each process su
 def fit(
     trainer: Trainer,
     train: Batches,
-    validation: Batches,
+    validation: Batches | None,
     folder: Path | None,
     *,
     on_epoch: Callable[[State, dict[str, Tensor] | None], None],
@@ -52,7 +52,7 @@ def fit(
     Args:
         trainer: model, optimizer, settings and state.
         train: training batches.
-        validation: validation batches.
+        validation: validation batches; None evaluates and prints no epoch, and keeps the last one.
         folder: folder of the checkpoints; None saves none.
         on_epoch: called after each epoch with the state, and the weights if the run keeps them, else None.
         facts: values that are saved in each checkpoint.
@@ -76,7 +76,7 @@ def fit(
 def _run_epochs(
     trainer: Trainer,
     train: Batches,
-    validation: Batches,
+    validation: Batches | None,
     writer: "_CheckpointWriter",
     log: StepLog,
     *,
@@ -127,17 +127,22 @@ def _run_epochs(
         trainer.takes_steps = False
         bar.done()
         collectives.broadcast_buffers(trainer.eval_model)
-        scores = score(
-            trainer.eval_model,
-            validation,
-            trainer.task,
-            autocast=trainer.autocast,
-            device=device,
-            poll=writer.save_if_asked,
-            report=console.print,
-        )
+        scores = None if validation is None else _scores(trainer, validation, writer, console)
         rate = settings.lr * trainer.lr_schedule(_position(settings, state.epoch, state.batch - 1, train.steps))
         _end_epoch(trainer, scores, writer, lr=rate, on_epoch=on_epoch, console=console)
+
+
+def _scores(trainer: Trainer, validation: Batches, writer: "_CheckpointWriter", console: Console) -> Scores:
+    scores: Scores = score(
+        trainer.eval_model,
+        validation,
+        trainer.task,
+        autocast=trainer.autocast,
+        device=trainer.device,
+        poll=writer.save_if_asked,
+        report=console.print,
+    )
+    return scores
 
 
 def record_epoch(
@@ -165,14 +170,14 @@ def record_epoch(
 
 def _end_epoch(
     trainer: Trainer,
-    scores: Scores,
+    scores: Scores | None,
     writer: "_CheckpointWriter",
     *,
     lr: float,
     on_epoch: Callable[[State, dict[str, Tensor] | None], None],
     console: Console,
 ) -> None:
-    """Record an epoch, hand over the weights to keep, save a checkpoint and print a row."""
+    """Record an epoch, hand over the weights to keep, save a checkpoint and print a row if there are scores."""
     settings, state = trainer.settings, trainer.state
     is_kept = _close_epoch(state, scores, lr=lr, settings=settings, metric=PRIMARY_METRICS[trainer.task.primary_metric])
     weights = full_state_dict(trainer.eval_model.state_dict()) if is_kept else None
@@ -182,7 +187,8 @@ def _end_epoch(
     if state.epoch == settings.epochs and state.status == "running":
         state.status = "finished"
     writer.save()
-    console.print_under(format_header(trainer.task), format_row(state, settings, trainer.task))
+    if scores is not None:
+        console.print_under(format_header(trainer.task), format_row(state, settings, trainer.task))
     writer.save_if_asked()
 
 
@@ -279,9 +285,9 @@ class _CheckpointWriter:
             )
 
 
-def _close_epoch(state: State, scores: Scores, *, lr: float, settings: Settings, metric: PrimaryMetric) -> bool:
+def _close_epoch(state: State, scores: Scores | None, *, lr: float, settings: Settings, metric: PrimaryMetric) -> bool:
     """Append the row of the epoch, reset the sums, and return True if the run keeps the weights of this epoch."""
-    if not math.isfinite(scores.loss):
+    if scores is not None and not math.isfinite(scores.loss):
         raise NotFiniteError(
             f"cannot continue after epoch {state.epoch + 1}: expected a finite validation loss, got {scores.loss}. "
             "Start a new run with a lower --lr or --clip-grad 1."
@@ -294,14 +300,15 @@ def _close_epoch(state: State, scores: Scores, *, lr: float, settings: Settings,
         "lr": lr,
         "train_loss": state.loss / state.seen,
         f"train_{metric.train_name}": state.metric_sum / state.seen,
-        "val_loss": scores.loss,
-        f"val_{metric.name}": scores.primary_metric,
+        **({} if scores is None else {"val_loss": scores.loss, f"val_{metric.name}": scores.primary_metric}),
         "samples_per_second": round(state.seen / max(state.seconds, 1e-9), 2),
         "data_time_fraction": round(state.data_seconds / max(state.seconds, 1e-9), 4),
     }
     state.history.append(row)
-    is_kept = settings.kept_epoch == "last" or is_best_so_far(
-        state.history, state.best.get("epoch", 0), metric.name, len(scores.ids)
+    is_kept = (
+        scores is None
+        or settings.kept_epoch == "last"
+        or is_best_so_far(state.history, state.best.get("epoch", 0), metric.name, len(scores.ids))
     )
     if is_kept:
         state.best = dict(row)

@@ -72,6 +72,22 @@ def test_equal_seeds_give_equal_bits_and_others_do_not(tmp_path):
     assert same(first, again) and not same(first, other)
 
 
+def test_without_validation_samples_a_run_keeps_its_last_epoch_and_prints_none():
+    def trained(validation):
+        output, kept = io.StringIO(), []
+        trainer = Trainer(network(), settings(epochs=3))
+        rest = {"facts": {}, "console": Console(stream=output), "stop": StopFlag()}
+        fit(trainer, Feed(), validation, None, on_epoch=lambda _, weights: kept.append(weights), **rest)
+        return trainer, kept, output.getvalue()
+
+    (trainer, kept, printed), (other, _, table) = trained(None), trained(Feed(10, 5, shuffle=False))
+    assert same(trainer.tensors(), other.tensors())
+    assert [weights is not None for weights in kept] == [True] * 3 and trainer.state.best["epoch"] == 3
+    assert trainer.state.status == "finished" and "val_loss" not in trainer.state.history[0]
+    assert [row["train_loss"] for row in trainer.state.history] == [row["train_loss"] for row in other.state.history]
+    assert "val loss" in table and "val loss" not in printed
+
+
 def test_training_learns_what_can_be_learnt(tmp_path):
     trainer, best = run(tmp_path, {"epochs": 8, "lr": 0.1, "label_smoothing": 0.0})
     history = trainer.state.history
