@@ -6,6 +6,7 @@ Dates with an offset are converted to UTC; dates without one are used as they ar
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Literal, get_args
@@ -34,7 +35,8 @@ _MIN_COMPACT = 6  # distinct cells that show that numbers such as 202412 are mon
 _COMPACT_YEARS = range(1900, 2101)
 _FIRST_OF_19XX = 69  # two digits from 69 on are a year of the 20th century, as in POSIX
 _SECONDS_A_DAY = 86_400
-_ISO_LENGTHS = (10, 16, 19)  # 2024-12-31, 2024-12-31 12:30 and 2024-12-31 12:30:00
+_ISO, _ISO_LENGTHS = "0000-00-00 00:00:00", (10, 16, 19)  # a date, or one with a time up to minutes or seconds
+_YEAR_1 = int(np.datetime64("0001-01-01", "s").astype(np.int64))
 _MONTHS = (
     *("january", "february", "march", "april", "may", "june", "july"),
     *("august", "september", "october", "november", "december"),
@@ -228,31 +230,41 @@ def _are_first_days(values: np.ndarray) -> bool:
 
 def _parse(texts: Sequence[str], date_format: str) -> _Parsed:
     regex, offsets = _REGEXES[date_format], set[timedelta | None]()
-    values = np.full(len(texts), np.nan)
-    for i, text in enumerate(texts):
-        moment = _iso_moment(text) if date_format == "ymd" else None
-        if moment is None:
-            match = regex.fullmatch(text)
-            if match is None or (date_format in ("dmy", "mdy") and _VERSION.match(text)):
-                continue
-            try:
-                moment = _moment(match.groupdict())
-            except ValueError:
-                continue
+    values = _parse_iso(texts) if date_format == "ymd" else np.full(len(texts), np.nan)
+    others = np.flatnonzero(np.isnan(values))
+    if len(others) < len(texts):
+        offsets.add(None)
+    for i in others.tolist():
+        match = regex.fullmatch(texts[i])
+        if match is None or (date_format in ("dmy", "mdy") and _VERSION.match(texts[i])):
+            continue
+        try:
+            moment = _moment(match.groupdict())
+        except ValueError:
+            continue
         offsets.add(moment.utcoffset())
         values[i] = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() / _SECONDS_A_DAY
     return _Parsed(values, offsets)
 
 
-def _iso_moment(text: str) -> datetime | None:
-    """Return the moment of a usual ISO text, faster than the regular expression; None for other texts."""
-    is_usual = len(text) in _ISO_LENGTHS and text[4] == text[7] == "-" and text[10:11] in ("", " ", "T")
-    if not is_usual or text[13:14] not in ("", ":") or not text.isascii():
-        return None
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        return None
+def _parse_iso(texts: Sequence[str]) -> np.ndarray:
+    """Return the days (N,) of usual ISO texts, NaN for others: numpy is many times as fast as a regular expression."""
+    values = np.full(len(texts), np.nan)
+    for length in _ISO_LENGTHS:
+        rows = np.array([i for i, text in enumerate(texts) if len(text) == length], dtype=np.int64)
+        if not len(rows):
+            continue
+        usual = np.array([texts[i] for i in rows])
+        letters = usual.view(np.uint32).reshape(len(rows), length)
+        fits = np.ones(len(rows), bool)
+        for letter, wanted in zip(letters.T, _ISO[:length], strict=True):
+            is_digit = (letter >= ord("0")) & (letter <= ord("9"))
+            is_mark = (letter == ord(wanted)) | ((letter == ord("T")) & (wanted == " "))
+            fits &= is_digit if wanted == "0" else is_mark
+        with suppress(ValueError):  # such as 2024-02-30: the caller finds out which
+            moments = usual[fits].astype("datetime64[s]").astype(np.int64)
+            values[rows[fits]] = np.where(moments >= _YEAR_1, moments / _SECONDS_A_DAY, np.nan)
+    return values
 
 
 def _moment(parts: dict[str, str | None]) -> datetime:

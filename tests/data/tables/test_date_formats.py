@@ -1,6 +1,10 @@
+from datetime import UTC, datetime
+
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from skipway.data.sources.text_column import TextColumn
 from skipway.data.tables.date_formats import FORMATS, describe_order, example_of, infer_date_format, parse_dates
@@ -123,3 +127,22 @@ def test_the_example_of_a_format_has_it(date_format):
     example = example_of(date_format)
     assert not np.isnan(parse_dates([example], date_format)).any()
     assert describe_order(date_format) == {"dmy": "day first", "mdy": "month first"}.get(date_format, "")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.from_regex(r"\A[012]\d{3}-[01]\d-[0-3]\d(?:[ T][012]\d:[0-6]\d(?::[0-6]\d)?)?\Z"), min_size=1))
+def test_usual_iso_texts_are_what_python_reads(texts):
+    def days(text):
+        try:
+            return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() / 86_400
+        except ValueError:
+            return np.nan
+
+    np.testing.assert_array_equal(parse_dates(texts, "ymd"), [days(text) for text in texts])
+
+
+def test_one_text_that_is_no_day_leaves_the_others_as_they_are():
+    texts = ["2024-02-28", "2024-02-30", "2024-02-29 12:00", "0000-01-01", "2024-02-29T12:00:00", "２０２４-01-01"]
+    found = parse_dates(texts, "ymd")
+    assert np.isnan(found).tolist() == [False, True, False, True, False, True]
+    assert found[4] - found[0] == 1.5 and found[2] == found[4]
