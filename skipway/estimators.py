@@ -217,7 +217,7 @@ class SkipClassifier(ClassifierMixin, _SkipEstimator):
         width: width of the blocks.
         dropout: dropout rate inside the blocks. Defaults to 0.3 for classes; 0.1 or 0 for numbers, by rows.
         epochs: training epochs. Defaults, like the next three, to the choice of `skipway train` for this many rows.
-        batch_size: rows per training step.
+        batch_size: most rows per training step; all steps have about as many.
         lr: learning rate; "auto" finds it with an LR range test.
         weight_decay: weight decay.
         random_state: seed of the initial weights, the order of the rows and the dropout.

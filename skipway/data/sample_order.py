@@ -46,7 +46,9 @@ def batch_bounds(count: int, batch_size: int, min_size: int = 2) -> list[tuple[i
     return bounds
 
 
-def training_bounds(count: int, batch_size: int, shard: Shard, noun: str) -> list[tuple[int, int]]:
+def training_bounds(
+    count: int, batch_size: int, shard: Shard, noun: str, *, is_even: bool = False
+) -> list[tuple[int, int]]:
     """Return the (begin, end) bounds of each training batch, with at least 2 samples per process.
 
     Args:
@@ -54,6 +56,10 @@ def training_bounds(count: int, batch_size: int, shard: Shard, noun: str) -> lis
         batch_size: samples per batch, over all processes.
         shard: the part of every batch that this process loads.
         noun: "images" or "rows", for errors.
+        is_even: use smaller batches instead of a last one that is much smaller than the others.
+
+    >>> training_bounds(9, 7, Shard(), "rows", is_even=True)
+    [(0, 5), (5, 9)]
 
     Raises:
         InputError: `count` or `batch_size` is less than 2 per process.
@@ -69,6 +75,8 @@ def training_bounds(count: int, batch_size: int, shard: Shard, noun: str) -> lis
             f"cannot train with batches of {batch_size}: expected --batch-size >= {smallest} (2 {noun}{where}), got "
             f"{batch_size}. Use a larger --batch-size, or fewer processes."
         )
+    if is_even:
+        batch_size = max(smallest, -(-count // -(-count // batch_size)))
     return batch_bounds(count, batch_size, smallest)
 
 

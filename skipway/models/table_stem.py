@@ -75,7 +75,7 @@ def _plain_stem(stem: _Stem, x: Tensor) -> Tensor:
 
 
 def _fits(stem: _Stem, x: Any) -> bool:
-    members, tables = stem.members, stem.tables()
+    tables = stem.tables()
     if not kernels_apply(x) or len(x) < _FEWEST_ROWS or torch.is_autocast_enabled("cpu"):
         return False
     if not all(map(_is_plain_table, tables)) or any(map(has_hooks, (*stem.layers(), *tables))):
@@ -86,7 +86,6 @@ def _fits(stem: _Stem, x: Any) -> bool:
         and x.stride(1) == 1
         and not x.requires_grad
         and stem.linear.bias is not None
-        and (members is None or not members.training or len(x) % members.count == 0)
         and all(tensor.dtype == torch.float32 for tensor in (x, *tensors))
         and all(tensor.is_contiguous() for tensor in tensors)
         and are_plain_cpu_tensors(x, *tensors)
@@ -120,8 +119,9 @@ def _stem_of_tensors(
     known = known_indices(x[:, count:], [len(table) for table in tables])
     embeddings = (F.embedding(known[:, i], table) for i, table in enumerate(tables))
     inputs = torch.cat([pieces(x[:, :count]), *embeddings], 1)
-    rows = inputs[:, None] if repeats else inputs.reshape(-1, *factors.shape)
-    return F.linear((rows * factors).flatten(0, 1), weight, bias)
+    if repeats:
+        return F.linear((inputs[:, None] * factors).flatten(0, 1), weight, bias)
+    return F.linear(inputs * factors.repeat(-(-len(x) // len(factors)), 1)[: len(x)], weight, bias)
 
 
 TABLE_STEM = Kernel(_plain_stem, _fast_stem, _fits)  # (stem, x)

@@ -76,7 +76,7 @@ def table_epochs(count: int, batch_size: int) -> int:
 
 def most_table_epochs(count: int, task: TaskName) -> int:
     """Return the most epochs that a test tries for `count` training rows; it ends earlier if they are too many."""
-    passes = 18_000 + min(72 * count, 160_000 + 8 * count)  # rows in all epochs
+    passes = 15_000 + min(72 * count, 160_000 + 8 * count)  # rows in all epochs
     return max(5, round(passes * _defaults_for(count, task).epochs / count))
 
 

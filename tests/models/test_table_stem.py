@@ -83,7 +83,7 @@ def same(fast, plain):
 def test_outputs_and_gradients_equal_those_of_the_layers(numbers, most, categories, members, width, training, seed):
     x = rows_of(24, numbers + 1, categories, seed)
     network = stem_of(x, most, categories, members, width, seed).train(training)
-    new = torch.cat([x[:12], 3 * rows_of(12, numbers + 1, categories, seed + 1)])  # on the edges, and outside of them
+    new = torch.cat([x[:12], 3 * rows_of(11, numbers + 1, categories, seed + 1)])  # on the edges, and outside of them
     new[:, numbers + 1 :] = new[:, numbers + 1 :].round().abs()
     same(results(network, new), results(copy.deepcopy(network).double(), new.double()))
 
@@ -125,7 +125,7 @@ def test_gradients_can_be_computed_twice_and_accumulate(used):
 @needs_compiler
 @pytest.mark.parametrize("training", [True, False])
 def test_second_derivatives_equal_those_of_the_layers(used, training):
-    x = rows_of(8, 2, (4,))
+    x = rows_of(10, 2, (4,))
 
     def curvature(network, x):
         parameters = list(network.parameters())
@@ -134,7 +134,7 @@ def test_second_derivatives_equal_those_of_the_layers(used, training):
 
     network = stem_of(x, categories=(4,)).train(training)
     fast = curvature(network, x)
-    assert used == [8]
+    assert used == [10]
     for a, b in zip(fast, curvature(copy.deepcopy(network).double(), x.double()), strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
 
@@ -149,7 +149,6 @@ def test_it_is_left_out_where_it_does_not_hold(used):
     torch.testing.assert_close(network(x), expected)
     handle.remove()
     assert seen == [1]
-    network(x[:10])  # 10 rows of 4 members
     network(x.clone().requires_grad_()).sum().backward()  # the gradient of the rows
     with torch.autocast("cpu", torch.bfloat16):
         network(x)

@@ -73,8 +73,8 @@ def test_the_last_rows_are_held_out_if_the_split_is_by_time(tmp_path):
 
 def test_most_epochs_and_pieces_by_rows():
     counts = [100, 1_000, 10_000, 100_000, 1_000_000]
-    assert [most_table_epochs(n, "regression") for n in counts] == [277, 99, 26, 10, 8]
-    assert [most_table_epochs(n, "classification") for n in counts] == [214, 76, 22, 8, 7]
+    assert [most_table_epochs(n, "regression") for n in counts] == [244, 96, 26, 10, 8]
+    assert [most_table_epochs(n, "classification") for n in counts] == [189, 74, 22, 8, 7]
     counts = [100, 500, 1_000, 2_000, 10_000]
     assert [most_pieces(n, 10, "regression") for n in counts] == [5, 25, 32, 100, 128]
     assert [most_pieces(n, 10, "classification") for n in counts] == [4, 12, 16, 16, 16]

@@ -22,7 +22,7 @@ class RowBatches:
         x: (N, F + K) float32 inputs.
         y: (N,) int64 classes or float32 numbers.
         rows: indices of the rows to use, such as those of a split.
-        batch_size: rows per batch, over all processes.
+        batch_size: most rows per batch, over all processes. In training, the batches are about equal.
         seed: seed of the sample order, for training; None for evaluation, in the order of `rows`.
         balanced: True for class-balanced sampling: classes, or the rarest label of each row, are equally frequent.
         shard: the part of every batch that this process loads; default: all of it.
@@ -50,7 +50,8 @@ class RowBatches:
         if seed is None:
             self.bounds = batch_bounds(len(rows), batch_size)
         else:
-            self.bounds = training_bounds(len(rows), batch_size, self.shard, "rows")
+            # A last batch of few rows would weigh as much as the others, and have norms of its own.
+            self.bounds = training_bounds(len(rows), batch_size, self.shard, "rows", is_even=True)
 
     @property
     def steps(self) -> int:

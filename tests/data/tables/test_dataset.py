@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from table_files import homes, lines, written
 
 from skipway.data.column_roles import ColumnRoles
+from skipway.data.sample_order import Shard
 from skipway.data.sources.choose_source import open_source
 from skipway.data.sources.read_table import frame_table
 from skipway.data.tables.dataset import build_table_dataset, describe_table, encode_labeled, fingerprint_table
@@ -335,6 +336,17 @@ def test_order_is_a_function_of_seed_and_epoch(count, size, seed, epoch):
         assert rows[:, 0].tolist() == ids.tolist() == targets.tolist()
     with pytest.raises(InputError, match="expected at least 2 training rows, got 1. Add more rows"):
         RowBatches(x, y, y[:1], 2, seed=0)
+
+
+@given(st.integers(4, 3000), st.integers(4, 700), st.sampled_from([1, 2]))
+def test_training_batches_of_rows_are_about_equal(count, batch_size, processes):
+    x, smallest = np.zeros((count, 1), np.float32), 2 * processes
+    bounds = RowBatches(x, np.arange(count), np.arange(count), batch_size, seed=0, shard=Shard(0, processes)).bounds
+    *most, last = [end - begin for begin, end in bounds]
+    steps = -(-count // batch_size)
+    assert [begin for begin, _ in bounds[1:]] == [end for _, end in bounds[:-1]] and bounds[-1][1] == count
+    assert len(set(most)) <= 1 and len(bounds) <= steps and smallest <= last < batch_size + smallest
+    assert not most or most[0] - steps < last < most[0] + smallest
 
 
 def test_balanced_rows_are_of_every_class_as_often():
