@@ -29,6 +29,8 @@ _CLEAR_SHARES = {500: 0.3, 150: 0.5}  # fewest held-out rows: share
 _CLEAR_FALL = 0.05  # of the loss, within a third of the epochs so far
 _LEAST_FALL = 0.02  # of the loss at the end of the test, from which more epochs are better
 _FEWEST_LOSSES = 6  # that show a clear fall
+_FEW_EPOCHS = 7  # of a whole test, of tens of thousands of rows: fewer epochs are better only if the loss rises clearly
+_CLEAR_RISE = 0.05  # of every loss in the last third of the test above the lowest before
 ANNEALED = 0.8  # epochs with a falling rate that reach the loss of 1 epoch at a constant rate
 
 
@@ -38,7 +40,7 @@ class FoundEpochs:
 
     Attributes:
         best: number of epochs of the run: 0.8 of those with the lowest loss on the held-out rows, because the learning
-            rate of the run falls; or the most if the loss still fell.
+            rate of the run falls; or the most if the loss still fell, or did not clearly rise in few epochs.
         tried: number of epochs of the test.
         losses: {epochs: loss on the held-out rows}.
     """
@@ -102,6 +104,8 @@ def find_epochs(
         if is_over or epoch + 1 - best >= max(_LEAST_PATIENCE * every, _PATIENCE * best):
             break
     tried = max(losses, default=1)
+    if losses and tried == last <= _FEW_EPOCHS and not _rises_clearly(losses):
+        return FoundEpochs(most, tried, losses)
     if best > _STILL_FALLS * most / 2 and _falls(losses, _LEAST_FALL):
         return FoundEpochs(most, tried, losses)
     return FoundEpochs(max(1, round(ANNEALED * best)), tried, losses)
@@ -127,6 +131,14 @@ def _falls_clearly(losses: dict[int, float]) -> bool:
     recent, earlier = _parts(losses)
     has_all = len(losses) >= _FEWEST_LOSSES and bool(earlier)
     return has_all and max(recent) < min(earlier) and _falls(losses, _CLEAR_FALL)
+
+
+def _rises_clearly(losses: dict[int, float]) -> bool:
+    """Return True if every loss in the last third of the epochs is clearly above the lowest one before."""
+    begin = 2 / 3 * max(losses)
+    earlier = [loss for epoch, loss in losses.items() if epoch <= begin]
+    recent = [loss for epoch, loss in losses.items() if epoch > begin]
+    return bool(earlier) and min(recent) > (1 + _CLEAR_RISE) * min(earlier)
 
 
 def _lowest(losses: dict[int, float]) -> int:

@@ -1,5 +1,7 @@
 """The number of epochs that a test on held-out rows finds: few for noise, all for a function without noise."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,23 @@ def test_a_loss_of_many_rows_that_falls_clearly_ends_the_test():
         found = _find(np.sin(2 * x[:, :1]).astype(np.float32), x, most=40)
         assert found.best == 40
         assert least <= found.tried <= most
+
+
+@pytest.mark.parametrize(
+    "losses, best, tried",
+    [
+        ([0.104, 0.046, 0.038, 0.026, 0.054, 0.027], 12, 6),  # noise of a constant rate
+        ([0.80, 0.79, 0.76, 0.77, 0.78, 0.77], 12, 6),
+        ([0.80, 0.78, 0.77, 0.79, 0.82, 0.85], 2, 6),
+        ([0.80, 0.79, 0.80, 0.83, 0.85, 0.88], 1, 5),
+    ],
+)
+def test_few_epochs_of_many_rows_are_cut_only_if_the_loss_rises_clearly(monkeypatch, losses, best, tried):
+    values = iter(losses)
+    monkeypatch.setattr("skipway.training.epoch_finder.score", lambda *_, **__: SimpleNamespace(loss=next(values)))
+    x = _inputs(80, 3)
+    found = _find((x[:, 0] > 0).astype(np.int64), x, most=12)
+    assert (found.best, found.tried) == (best, tried)
 
 
 def test_equal_calls_find_equal_epochs_and_losses():
