@@ -30,6 +30,7 @@ from skipway.model_factory import create_model
 from skipway.models import table_stem
 from skipway.models.network import Network
 from skipway.models.table_layers import fit_pieces, quantile_edges
+from skipway.nn import skip
 from skipway.runs.feature_cache import frozen_layers
 from skipway.runs.table_defaults import table_network_options
 from skipway.training.optimizers import make_optimizer
@@ -47,13 +48,15 @@ WAYS = {  # name: (module, name in it, replacement) of the kernel that is off
     "without convolution": (layer_dispatch, "CONV", layer_dispatch.CONV.plain),
     "without zoom": (crop_zoom_flip, "ZOOM", crop_zoom_flip.ZOOM.plain),
     "without normalization": (loader, "NORMALIZE", loader.NORMALIZE.plain),
-    "without pieces": (table_stem, "TABLE_STEM", table_stem.TABLE_STEM.plain),
+    "without first layer": (table_stem, "TABLE_STEM", table_stem.TABLE_STEM.plain),
+    "without residual block": (skip, "fusable_mlp", lambda body, x: None),
     "torch.compile": None,
 }
 
 
 TABLE = "table"
-WAYS_OF_TABLES = ("all kernels", "without pieces", "torch.compile")
+OF_TABLES = ("without first layer", "without residual block")
+WAYS_OF_TABLES = ("all kernels", *OF_TABLES, "torch.compile")
 NUMBERS, PIECES, CATEGORIES, ROWS = 10, 100, (8, 60, 200), 512
 
 
@@ -103,7 +106,7 @@ def image_steps(case: str) -> dict[str, Callable[[], object]]:
     batches, spec = batches_of(stored, size, parts, batch)
     work: dict[str, Callable[[], object]] = {}
     for way in WAYS:
-        if way == "without pieces":
+        if way in OF_TABLES:
             continue
         torch.manual_seed(0)
         network = create_model(name, 10, **options)
