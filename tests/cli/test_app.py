@@ -15,6 +15,7 @@ from skipway.errors import InputError
 from skipway.report import html
 from skipway.utils import stop_signals
 from skipway.utils.atomic_files import write_file
+from skipway.utils.console import ProgressBar
 from skipway.utils.stop_signals import StopFlag
 
 SKIPWAY = [sys.executable, "-m", "skipway"]
@@ -301,6 +302,7 @@ def test_a_terminal_sees_one_live_line(call, monkeypatch):
     reader.start()
     with os.fdopen(other, "w") as terminal, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", terminal)
+        patch.setattr(ProgressBar, "LIVE_EVERY", 0.0)  # an epoch takes less than its 0.1 s on a fast machine
         assert call(*(w.replace("16", "2") for w in epochs(6)), "--name", "live")[0] == 0
     reader.join()
     text = b"".join(seen).decode()
