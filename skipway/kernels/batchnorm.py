@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skipway.kernels.build import has_openmp, library, missing_reason
+from skipway.kernels.build import call_c, has_openmp, library, missing_reason
 from skipway.kernels.double_backward import differentiable_gradients
 from skipway.kernels.kernel_eligibility import Kernel, are_plain_cpu_tensors, has_hooks, kernels_apply
 
@@ -147,7 +147,7 @@ class _Norm(torch.autograd.Function):
 def _call(name: str, first: Tensor, *rest: Any) -> None:
     """Call the C function `name` for the dtype of `first`, with the addresses of tensors."""
     function = getattr(_norm_library(), f"{name}_{_SUFFIX[first.dtype]}")
-    if not function(*(value.data_ptr() if isinstance(value, Tensor) else value for value in (first, *rest))):
+    if not call_c(function, first, *rest):
         raise MemoryError("cannot normalize a batch: not enough memory for the sums of the channels")
 
 

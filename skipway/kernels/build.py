@@ -19,15 +19,18 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from skipway.errors import printable
 from skipway.utils.atomic_files import sync_folder
 
-__all__ = ["has_openmp", "library", "missing_reason"]
+__all__ = ["call_c", "has_openmp", "library", "missing_reason"]
 
 # No option such as -ffast-math, which would change the order of summation.
 _COMPILE = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-c")
@@ -80,6 +83,11 @@ def library(source: Path, *options: str) -> ctypes.CDLL | None:
 def missing_reason(source: Path) -> str:
     """Return the error for which `library` returned None; "" if it did not, or if there is no C compiler."""
     return _REASONS.get(source, "")
+
+
+def call_c(function: Callable[..., Any], *values: Any) -> Any:
+    """Return what a C function returns for the addresses of tensors, and other values as they are."""
+    return function(*(value.data_ptr() if isinstance(value, Tensor) else value for value in values))
 
 
 def _load(source: Path, options: Sequence[str]) -> ctypes.CDLL | None:

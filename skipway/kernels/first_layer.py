@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from skipway.kernels.double_backward import differentiable_gradients
-from skipway.kernels.mlp_library import call_mlp
+from skipway.kernels.mlp_library import BLOCK, PARTS, call_mlp
 
 __all__ = ["PieceTensors", "first_layer"]
-
-_PARTS, _BLOCK = 16, 64  # as in C
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class _FirstLayer(torch.autograd.Function):
         pieces, width, members = how.pieces, len(weight), len(factors)
         first, stepped, total = pieces.numbers, len(pieces.columns), len(pieces.lower)
         embedded, edges = weight.shape[1] - first - total, total + stepped
-        padded = -(-(first + embedded) // _PARTS) * _PARTS
+        padded = -(-(first + embedded) // PARTS) * PARTS
         repeat = members if how.repeats else 1
         rows = len(x) * repeat
         shape = [rows, repeat, x.stride(0), first, stepped, total, len(tables), embedded, width, members]
@@ -112,7 +110,7 @@ class _FirstLayer(torch.autograd.Function):
         pieces, width, padded = ctx.how.pieces, len(weight), inputs.shape[1]
         gradients = [torch.empty_like(tensor) for tensor in (weight, bias, factors, *tables)]
         sums = x.new_empty(len(pieces.lower) + 3, width)
-        work = x.new_empty((2 * width + _BLOCK + 1) * padded)
+        work = x.new_empty((2 * width + BLOCK + 1) * padded)
         read = dy.contiguous(), x, pieces.columns, pieces.mean, pieces.gain
         own = ctx.slots, _addresses(tables), weight, factors, ctx.sizes, by_piece, table, places, fractions, inputs
         results = sums, work, *gradients[:3], _addresses(gradients[3:])

@@ -5,11 +5,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from skipway.kernels.build import call_c, library
 
-from skipway.kernels.build import library
+__all__ = ["BLOCK", "PARTS", "call_mlp", "has_mlp_library"]
 
-__all__ = ["call_mlp", "has_mlp_library"]
+BLOCK, PARTS = 64, 16  # rows of a block, and numbers that are computed at once, as in mlp.c
 
 
 def has_mlp_library() -> bool:
@@ -19,7 +19,7 @@ def has_mlp_library() -> bool:
 
 def call_mlp(name: str, *values: Any) -> None:
     """Call the C function `name` with the addresses of tensors."""
-    getattr(_library(), name)(*(value.data_ptr() if isinstance(value, Tensor) else value for value in values))
+    call_c(getattr(_library(), name), *values)
 
 
 @cache

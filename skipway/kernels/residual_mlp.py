@@ -1,6 +1,6 @@
 """Residual block of a feed-forward network in training, in C: one pass over blocks of rows that stay in the caches.
 
-Shapes: B rows, W features, H hidden ones.
+Shapes: B rows, W features, H hidden ones; W and H are multiples of PARTS.
 Source: residual, He et al. 2015, arXiv:1512.03385, with the norm first, Gorishniy et al. 2021, arXiv:2106.11959.
 """
 
@@ -12,13 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from skipway.kernels.double_backward import differentiable_gradients
-from skipway.kernels.mlp_library import call_mlp
+from skipway.kernels.mlp_library import BLOCK, call_mlp
 
-__all__ = ["LANES", "LEVELS", "DrawnDropout", "RunningStatistics", "residual_mlp"]
+__all__ = ["LEVELS", "DrawnDropout", "RunningStatistics", "residual_mlp"]
 
-LANES = 16  # W and H are multiples of it
 LEVELS = 1 << 16  # values of a random number of dropout
-_BLOCK = 64  # rows, as in C
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class _ResidualMLP(torch.autograd.Function):
             outputs = _plain(*tensors, ctx.eps, ctx.dropout)
             return *differentiable_gradients(outputs, tensors, ctx.needs_input_grad[:7], dy), None, None
         factor = 1.0 if ctx.dropout is None else ctx.dropout.factor
-        stored = stats, normed, activations, x.new_empty(_BLOCK, len(bias1))
+        stored = stats, normed, activations, x.new_empty(BLOCK, len(bias1))
         gradients = [torch.empty_like(t) for t in (x, gamma, beta, weight1, bias1, weight2, bias2)]
         own = x, gamma, weight1, weight2
         call_mlp("block_backward", dy.contiguous(), *own, ctx.sizes, factor, *stored, *gradients)

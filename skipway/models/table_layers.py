@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from skipway.kernels.first_layer import PieceTensors
 
-__all__ = ["Embed", "Members", "MergeMembers", "Pieces", "fit_pieces", "known_indices", "quantile_edges"]
+__all__ = [
+    *("Embed", "Members", "MergeMembers", "Pieces", "fit_pieces", "known_indices", "quantile_edges", "times_factors"),
+]
 
 _GAIN = 0.5  # of the pieces: their inputs are many, and would dominate the linear ones
 _FEWEST_VALUES = 3  # distinct values of a number from which it has pieces
@@ -137,12 +139,7 @@ class Members(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the rows of the members."""
-        factors = self.factors.reshape(self.count, -1)
-        if self.training:
-            if len(x) % self.count == 0:  # without a copy of the factors for each row
-                return (x.view(-1, *factors.shape) * factors).view_as(x)
-            return x * factors.repeat(-(-len(x) // self.count), 1)[: len(x)]
-        return (x[:, None] * factors).flatten(0, 1)
+        return times_factors(x, self.factors.reshape(self.count, -1), repeats=not self.training)
 
     def extra_repr(self) -> str:
         """Return the number of members."""
@@ -182,6 +179,21 @@ class MergeMembers(nn.Module):
     def extra_repr(self) -> str:
         """Return the number of members."""
         return f"{self.count} members"
+
+
+def times_factors(x: Tensor, factors: Tensor, *, repeats: bool) -> Tensor:
+    """Multiply rows (B, D) by the factors (k, D) of the members; see `Members`.
+
+    Args:
+        x: the rows.
+        factors: the factors of each member.
+        repeats: multiply each row by those of all members, (B k, D); else row i by those of member i % k, (B, D).
+    """
+    if repeats:
+        return (x[:, None] * factors).flatten(0, 1)
+    if len(x) % len(factors) == 0:  # without a copy of the factors for each row
+        return (x.view(-1, *factors.shape) * factors).view_as(x)
+    return x * factors.repeat(-(-len(x) // len(factors)), 1)[: len(x)]
 
 
 def known_indices(indices: Tensor, categories: Sequence[int]) -> Tensor:

@@ -6,7 +6,7 @@ Shapes: see `table_layers`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,7 +17,7 @@ from skipway.kernels.first_layer import first_layer
 from skipway.kernels.kernel_eligibility import Kernel, are_plain_cpu_tensors, has_hooks, kernels_apply
 from skipway.kernels.layer_dispatch import call_layer, run_layers
 from skipway.kernels.mlp_library import has_mlp_library
-from skipway.models.table_layers import Embed, Members, Pieces, known_indices
+from skipway.models.table_layers import Embed, Members, Pieces, known_indices, times_factors
 
 __all__ = ["TABLE_STEM", "run_stem"]
 
@@ -38,25 +38,27 @@ class _Stem:
     def layers(self) -> list[nn.Module]:
         return [layer for layer in (self.pieces, self.embed, self.members, self.linear) if layer is not None]
 
+    @cached_property
     def tables(self) -> list[nn.Module]:
         """Return the layers of the categories."""
         return [] if self.embed is None else list(self.embed.tables)
 
+    @cached_property
     def embeddings(self) -> list[Tensor]:
         """Return the embeddings of the categories. An attribute of a module takes half a microsecond."""
-        return [weight for table in self.tables() if (weight := table._parameters["weight"]) is not None]
+        return [weight for table in self.tables if (weight := table._parameters["weight"]) is not None]
 
     def tensors(self) -> list[Tensor]:
         """Return the floating-point tensors of the layers. `parameters()` takes several times as long."""
         pieces, modules = self.pieces, [self.linear] if self.members is None else [self.members, self.linear]
         parameters = [p for module in modules for p in module._parameters.values() if p is not None]
-        return [pieces.lower, pieces.slope, pieces.mean, *self.embeddings(), *parameters]
+        return [pieces.lower, pieces.slope, pieces.mean, *self.embeddings, *parameters]
 
     def agrees(self, x: Tensor) -> bool:
         """Return True if the sizes of rows `x` (B, F + K) and of all tensors agree: the kernel does not check them."""
         numbers, total = len(self.pieces.counts), sum(self.pieces.counts)
         categories = () if self.embed is None else self.embed.categories
-        shapes = [table.shape for table in self.embeddings()]
+        shapes = [table.shape for table in self.embeddings]
         inputs = numbers + total + sum(size for _, size in shapes)
         return (
             x.dim() == 2
@@ -75,7 +77,7 @@ def _plain_stem(stem: _Stem, x: Tensor) -> Tensor:
 
 
 def _fits(stem: _Stem, x: Any) -> bool:
-    tables = stem.tables()
+    tables = stem.tables
     if not kernels_apply(x) or len(x) < _FEWEST_ROWS or torch.is_autocast_enabled("cpu"):
         return False
     if not all(map(_is_plain_table, tables)) or any(map(has_hooks, (*stem.layers(), *tables))):
@@ -108,7 +110,7 @@ def _fast_stem(stem: _Stem, x: Tensor) -> Tensor:
     repeats = members is not None and not members.training
     plain = partial(_stem_of_tensors, pieces, repeats)
     return first_layer(
-        x, linear.weight, linear.bias, factors, stem.embeddings(), pieces=pieces.tensors(), repeats=repeats, plain=plain
+        x, linear.weight, linear.bias, factors, stem.embeddings, pieces=pieces.tensors(), repeats=repeats, plain=plain
     )
 
 
@@ -119,9 +121,7 @@ def _stem_of_tensors(
     known = known_indices(x[:, count:], [len(table) for table in tables])
     embeddings = (F.embedding(known[:, i], table) for i, table in enumerate(tables))
     inputs = torch.cat([pieces(x[:, :count]), *embeddings], 1)
-    if repeats:
-        return F.linear((inputs[:, None] * factors).flatten(0, 1), weight, bias)
-    return F.linear(inputs * factors.repeat(-(-len(x) // len(factors)), 1)[: len(x)], weight, bias)
+    return F.linear(times_factors(inputs, factors, repeats=repeats), weight, bias)
 
 
 TABLE_STEM = Kernel(_plain_stem, _fast_stem, _fits)  # (stem, x)

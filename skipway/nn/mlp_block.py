@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from skipway.kernels.kernel_eligibility import are_plain_cpu_tensors, has_hooks, kernels_apply
-from skipway.kernels.mlp_library import has_mlp_library
-from skipway.kernels.residual_mlp import LANES, RunningStatistics, residual_mlp
+from skipway.kernels.mlp_library import PARTS, has_mlp_library
+from skipway.kernels.residual_mlp import RunningStatistics, residual_mlp
 from skipway.nn.dropout import Dropout
 
 __all__ = ["MLPBlock", "fusable_mlp"]
@@ -26,27 +26,17 @@ _WITH_DROPOUT = [nn.BatchNorm1d, nn.Linear, nn.ReLU, Dropout, nn.Linear]
 
 @dataclass(frozen=True)
 class MLPBlock:
-    """Layers of a body that the kernel computes."""
+    """Layers of a body that the kernel computes.
+
+    Attributes:
+        norm: the batch norm.
+        dropout: the dropout, or None.
+        parameters: weight and bias of the norm and of both linear layers.
+    """
 
     norm: nn.BatchNorm1d
-    linear1: nn.Linear
     dropout: Dropout | None
-    linear2: nn.Linear
-
-    def parameters(self) -> list[Tensor | None]:
-        """Return weight and bias of the norm and of both layers. An attribute of a module takes half a microsecond."""
-        own = (layer._parameters for layer in (self.norm, self.linear1, self.linear2))
-        return list(chain.from_iterable((p.get("weight"), p.get("bias")) for p in own))
-
-    def has_sizes(self, width: int) -> bool:
-        """Return True if the sizes of all tensors agree with inputs of this width: the kernel does not check them."""
-        hidden = self.linear1.out_features
-        return (
-            width % LANES == 0 == hidden % LANES
-            and max(width, hidden) <= _LARGEST
-            and [None if p is None else p.shape for p in self.parameters()]
-            == [(width,), (width,), (hidden, width), (hidden,), (width, hidden), (width,)]
-        )
+    parameters: tuple[Tensor, ...]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the sum of x and the body of x."""
@@ -55,9 +45,8 @@ class MLPBlock:
         if norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
         statistics = RunningStatistics(norm.running_mean, norm.running_var, norm.eps, norm.momentum)
-        drawn = None if dropout is None else dropout.draw((len(x), self.linear1.out_features))
-        parameters: Any = tuple(self.parameters())
-        return residual_mlp(x, parameters, statistics, drawn)
+        drawn = None if dropout is None else dropout.draw((len(x), len(self.parameters[2])))
+        return residual_mlp(x, self.parameters, statistics, drawn)
 
 
 def fusable_mlp(body: nn.Module, x: Any) -> MLPBlock | None:
@@ -73,7 +62,12 @@ def fusable_mlp(body: nn.Module, x: Any) -> MLPBlock | None:
     if [type(layer) for layer in layers] not in (_LAYERS, _WITH_DROPOUT) or not isinstance(body, nn.Sequential):
         return None
     norm, linear1, _, *dropout, linear2 = layers
-    block = MLPBlock(norm, linear1, dropout[0] if dropout else None, linear2)
+    # An attribute of a module takes half a microsecond.
+    own = (layer._parameters for layer in (norm, linear1, linear2))
+    parameters = tuple(chain.from_iterable((p.get("weight"), p.get("bias")) for p in own))
+    if any(p is None for p in parameters):
+        return None
+    block = MLPBlock(norm, dropout[0] if dropout else None, parameters)
     return block if _fits(block, body, x) else None
 
 
@@ -83,15 +77,25 @@ def _fits(block: MLPBlock, body: nn.Module, x: Any) -> bool:
         return False
     if not _FEWEST_ROWS <= len(x) <= _MOST_ROWS or torch.is_autocast_enabled("cpu"):
         return False
-    tensors = [t for t in (x, *block.parameters(), norm.running_mean, norm.running_var) if t is not None]
+    if norm.running_mean is None or norm.running_var is None or norm.momentum is None:
+        return False
+    tensors = (x, *block.parameters, norm.running_mean, norm.running_var)
     return (
-        block.has_sizes(x.shape[1])
-        and len(tensors) == 9
-        and norm.momentum is not None
+        _have_sizes(block.parameters, x.shape[1])
         and (dropout is None or (dropout.training and dropout.is_fast(x)))
         and all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in tensors)
         and are_plain_cpu_tensors(*tensors)
         and not any(map(has_hooks, (body, *body.children())))
         and getattr(body, "forward_impl", None) is None
         and has_mlp_library()  # last, because it may compile the library
+    )
+
+
+def _have_sizes(parameters: tuple[Tensor, ...], width: int) -> bool:
+    """Return True if the sizes of all tensors agree with inputs of this width: the kernel does not check them."""
+    hidden = len(parameters[2])
+    return (
+        width % PARTS == 0 == hidden % PARTS
+        and max(width, hidden) <= _LARGEST
+        and [p.shape for p in parameters] == [(width,), (width,), (hidden, width), (hidden,), (width, hidden), (width,)]
     )

@@ -21,15 +21,12 @@ needs_compiler = pytest.mark.skipif(not has_mlp_library(), reason="there is no C
 
 
 @pytest.fixture(autouse=True)
-def used(monkeypatch):
+def used(monkeypatch, one_thread):
     """Rows of each use of the kernel, which runs in one thread and takes any number of rows."""
     uses, call = [], MLPBlock.__call__
     monkeypatch.setattr(MLPBlock, "__call__", lambda self, x: uses.append(len(x)) or call(self, x))
     monkeypatch.setattr(mlp_block, "_FEWEST_ROWS", 2)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield uses
-    torch.set_num_threads(threads)
+    return uses
 
 
 def body(width=16, hidden=32, rate=0.0, **layers):
